@@ -1,0 +1,40 @@
+# make train     install, then finetune the embedded model (ARGS="key=value ..." changes settings)
+# make test      install, then lint, types and tests
+# make install   a virtual environment in .venv with exactly what requirements.lock names
+# make help      this list, and every setting of a run
+
+PYTHON ?= python3
+ARGS ?=
+EXPERIMENT ?= compressibility
+VENV := .venv
+# Named by the lock's content, so that an unchanged lock costs nothing and a changed one installs again.
+STAMP := $(VENV)/installed-$(shell cksum < requirements.lock | cut -d' ' -f1)
+
+.PHONY: train test install help
+.DEFAULT_GOAL := help
+
+train: install
+	$(VENV)/bin/python launch.py $(EXPERIMENT) $(ARGS)
+
+test: install
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy .
+	$(VENV)/bin/pytest
+
+install: $(STAMP)
+
+$(STAMP): requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "$(PYTHON) is missing or older than 3.11: install a newer one (apt-get install python3) or name it," \
+	    "make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' || { \
+	  echo "$(PYTHON) cannot make virtual environments: apt-get install python3-venv" >&2; exit 1; }
+	@test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements.lock
+	@rm -f $(VENV)/installed-*
+	@touch $@
+
+help:
+	@sed -n 's/^# \(make\)/\1/p' Makefile
+	@test ! -e $(STAMP) || { echo; $(VENV)/bin/python launch.py --help; }

@@ -1,0 +1,163 @@
+"""The buffer as an actor: it forwards to `TrajectoryBuffer`, lets callers wait for what is not there yet, and carries
+the references of published weights, which the driver owns."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from buffer.buffer import TrajectoryBuffer
+from buffer.errors import RunStopped
+from buffer.messages import Claim, Lease, TakenBatch
+from buffer.orders import Plan, Version
+
+T = TypeVar("T")
+Seconds = dict[str, float]
+
+
+@dataclass(frozen=True)
+class News:
+    """What the driver hears at each poll."""
+
+    epoch: int  # another one than before: the buffer was restarted and needs the weights again
+    stop: str | None  # why the run must stop, a sentence
+    finished: bool
+    to_publish: list[tuple[Version, str]]  # versions to publish and their recovery points, oldest first
+    served: list[Version]  # versions whose weights somebody may still ask for
+    evaluations: list[int]  # versions whose evaluation is complete
+    overdue: list[str]  # workers that outlived their time-out twice
+    status: dict[str, Any]
+    seconds: dict[str, Seconds]  # of each worker, by occupation
+
+
+@ray.remote(max_restarts=-1, max_task_retries=0)
+class BufferActor:
+    """One a run. Ray restarts it where there is room; it then replays the journal under the next epoch."""
+
+    def __init__(self, run_dir: str, plan: Plan, settings: dict[str, Any]) -> None:
+        self.buffer = TrajectoryBuffer(Path(run_dir), plan, **settings)
+        self.weights: dict[Version, list[ray.ObjectRef]] = {}
+        self.seconds: dict[str, Seconds] = {}
+        self.dead: set[str] = set()  # a call that a worker sent before it died must not bring it back
+        self.stop: str | None = None
+        self.draining = False
+        self.changed = asyncio.Event()
+
+    def __repr__(self) -> str:
+        return "buffer"
+
+    async def claim(self, worker: str, seconds: Seconds, wait_s: float) -> tuple[Claim, list[ray.ObjectRef]] | None:
+        """The next order to roll out and a list of one reference: its version's weights. None: nothing in time."""
+        self.seconds[worker] = seconds
+        claim = await self._wait_for(lambda: None if self._refused(worker) else self.buffer.claim(worker), wait_s)
+        return claim and (claim, self.weights[claim.version])
+
+    async def add(self, order_id: str, version: Version, table: pa.Table) -> bool:
+        return bool(self._change(lambda: self.buffer.add(order_id, version, table)))
+
+    async def order_failed(self, order_id: str, worker: str, message: str) -> None:
+        self._change(lambda: self.buffer.order_failed(order_id, worker, message))
+
+    async def lease(self, reward: str, worker: str, seconds: Seconds, wait_s: float) -> Lease | None:
+        self.seconds[worker] = seconds
+        return await self._wait_for(lambda: None if worker in self.dead else self.buffer.lease(reward, worker), wait_s)
+
+    async def add_scores(self, reward: str, order_id: str, table_digest: str, table: pa.Table) -> bool:
+        return bool(self._change(lambda: self.buffer.add_scores(reward, order_id, table_digest, table)))
+
+    async def pictures_failed(
+        self, reward: str, order_id: str, table_digest: str, worker: str, reasons: dict[int, str]
+    ) -> None:
+        self._change(lambda: self.buffer.pictures_failed(reward, order_id, table_digest, worker, reasons))
+
+    async def take(self, worker: str, seconds: Seconds, wait_s: float) -> TakenBatch | None:
+        self.seconds[worker] = seconds
+        return await self._wait_for(lambda: None if self._refused(worker) else self.buffer.take(worker), wait_s)
+
+    async def trying_alone(self, worker: str, trajectory_id: int | None) -> None:
+        self._change(lambda: self.buffer.trying_alone(worker, trajectory_id))
+
+    async def initial_recovery_point(self) -> str:
+        return self.buffer.initial_recovery_point()
+
+    async def trained(self, batch: int, version: Version, recovery_point: str, parquet: str) -> str | None:
+        """The recovery point that counts; None when the run stops instead."""
+        return self._change(lambda: self.buffer.trained(batch, version, recovery_point, parquet))
+
+    async def current(self) -> tuple[Version, str] | None:
+        return self.buffer.current()
+
+    async def publish(self, version: Version, weights: list[ray.ObjectRef]) -> None:
+        """`weights` is a list of one reference, so that Ray passes the reference and not its content."""
+        self.weights[version] = weights
+        self._change(lambda: self.buffer.publish(version))
+        served = set(self.buffer.served())
+        self.weights = {known: reference for known, reference in self.weights.items() if known in served}
+
+    async def worker_died(self, worker: str) -> None:
+        self.dead.add(worker)
+        self._change(lambda: self.buffer.worker_died(worker))
+
+    async def evaluation_missed(self, version: int, why: str) -> None:
+        self._change(lambda: self.buffer.evaluation_missed(version, why))
+
+    async def drain(self) -> None:
+        """From now on nothing new is claimed or taken; what is under way is finished."""
+        self.draining = True
+
+    async def evaluation(self, version: int, pictures: int) -> tuple[pa.Table, np.ndarray | None]:
+        """A finished evaluation: its rows, and its first pictures, uint8 [n, H, W, 3], unless they are gone."""
+        return self.buffer.evaluations()[version], self.buffer.evaluation_images(version, pictures)
+
+    async def poll(self, wait_s: float) -> News:
+        """The news, after `wait_s` seconds or as soon as something changes."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.changed.wait(), wait_s)
+        return News(
+            epoch=self.buffer.epoch,
+            stop=self.stop,
+            finished=self.buffer.finished,
+            to_publish=self.buffer.to_publish(),
+            served=self.buffer.served(),
+            evaluations=sorted(self.buffer.evaluations()),
+            overdue=self.buffer.overdue(),
+            status=self.buffer.status(),
+            seconds=self.seconds,
+        )
+
+    def _refused(self, worker: str) -> bool:
+        return self.draining or worker in self.dead
+
+    def _change(self, action: Callable[[], T]) -> T | None:
+        """Does `action` and wakes all who wait. A reason to stop is kept for the driver, which ends the run."""
+        try:
+            return action()
+        except RunStopped as reason:
+            self.stop = self.stop or str(reason)
+            return None
+        finally:
+            self.changed.set()
+            self.changed = asyncio.Event()
+
+    async def _wait_for(self, attempt: Callable[[], T | None], wait_s: float) -> T | None:
+        """What `attempt` gives as soon as it gives something; None after `wait_s` seconds or once the run stops."""
+        deadline = asyncio.get_running_loop().time() + wait_s
+        while self.stop is None:
+            changed = self.changed
+            try:
+                if (result := attempt()) is not None:
+                    return result
+            except RunStopped as reason:
+                self.stop = str(reason)
+                return None
+            try:
+                await asyncio.wait_for(changed.wait(), deadline - asyncio.get_running_loop().time())
+            except TimeoutError:
+                return None
+        return None

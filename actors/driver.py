@@ -1,0 +1,215 @@
+"""The driver: it tries the rewards, starts the actors, publishes versions, and writes down what happened.
+
+    it waits for                             and then
+    ──────────────────────────────────────────────────────────────────────────────────────────────────────
+    a batch journaled as trained             publishes its version (puts the LoRA of its recovery point in the
+                                             object store, tells the buffer) and writes its row of metrics
+    a finished evaluation                    draws its grid of pictures and writes its row
+    a buffer of a new epoch                  publishes again what still matters
+    a dead or overdue worker                 tells the buffer and starts another in its place
+    a reason to stop, Ctrl-C, the end        ends the actors
+
+Nothing that decides the result lives here: a driver that dies loses nothing, and the same command goes on.
+"""
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError
+
+from actors.buffer_actor import BufferActor, News
+from actors.calls import call
+from actors.fleet import Fleet, Place
+from actors.learner_actor import LearnerActor
+from actors.reward_actor import RewardActor
+from actors.sampler_actor import SamplerActor
+from buffer.errors import RunStopped
+from buffer.orders import Plan, Version
+from conf.errors import UserError
+from conf.schema import Config
+from evaluation.grids import save_grid
+from evaluation.record import record_sitting
+from evaluation.run_files import read_metrics
+from learner import recovery
+from monitoring.display import Snapshot
+from monitoring.metrics import MetricsLog
+from policy import lora
+
+POLL_S = 1.0
+
+
+class Driver:
+    """One run, from the first actor to the last. A context manager: it ends the actors that it started."""
+
+    def __init__(self, config: Config, run_dir: Path, plan: Plan) -> None:
+        self.config = config
+        self.run_dir = run_dir
+        self.plan = plan
+        self.rewards: dict[str, ActorHandle] = {}  # tried, by place
+        self.weights: dict[Version, list[ray.ObjectRef]] = {}  # the driver owns them, so they outlive every worker
+        self.epoch = 0
+
+    def __enter__(self) -> "Driver":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for actor in self.rewards.values():
+            ray.kill(actor, no_restart=True)
+        if hasattr(self, "fleet"):
+            self.fleet.end()
+        if hasattr(self, "buffer"):
+            ray.kill(self.buffer, no_restart=True)
+        if hasattr(self, "log"):
+            self.log.close()
+
+    def try_rewards(self, image_size: tuple[int, int]) -> None:
+        """Starts the reward actors and tries each reward on two pictures. Raises UserError for one that is no good."""
+        for name, reward in self.config.rewards.items():
+            for index in range(reward.count):
+                self.rewards[f"reward-{name}-{index}"] = self._reward(name)(f"reward-{name}-{index}.0")
+        trials = {
+            place: actor.prepare.remote(list(self.plan.prompts), image_size) for place, actor in self.rewards.items()
+        }
+        for place, trial in trials.items():
+            try:
+                problem = ray.get(trial)
+            except RayActorError as error:
+                raise UserError(f"{place} died while it was tried: {_first_line(error)}") from error
+            if problem:
+                raise UserError(problem)
+
+    def start(self) -> None:
+        """Starts the buffer and the workers. Raises UserError when the run folder's journal is no good."""
+        self.buffer = BufferActor.options(num_cpus=0).remote(str(self.run_dir), self.plan, self._buffer_settings())
+        try:
+            news: News = ray.get(self.buffer.poll.remote(0.0))
+        except RayActorError as error:
+            raise UserError(f"the run folder {self.run_dir} cannot be opened: {_last_line(error)}") from error
+        self.log = MetricsLog(self.run_dir, trained=news.status["trained_batches"])
+        self.started = time.time()
+        self.fleet = Fleet(self.buffer)
+        for name, reward in self.config.rewards.items():
+            for index in range(reward.count):
+                place = f"reward-{name}-{index}"
+                self.fleet.add(Place(place, self._reward(name)), self.rewards.pop(place))
+        self.fleet.add(Place("learner-0", self._learner))
+        for index in range(self.config.samplers.count):
+            self.fleet.add(Place(f"sampler-{index}", self._sampler))
+
+    def step(self) -> News:
+        """Hears the news and does what they ask for. Raises RunStopped with the reason when the run cannot go on."""
+        news: News = call(self.buffer.poll, POLL_S)
+        if news.epoch != self.epoch:
+            self.epoch = news.epoch
+        for version, recovery_point in news.to_publish:
+            self._publish(version, recovery_point)
+        for version in news.evaluations:
+            if version not in self.log.versions:
+                self._record_evaluation(version)
+        self.fleet.tend(news.overdue)
+        if news.stop:
+            raise RunStopped(news.stop)
+        return news
+
+    def drain(self) -> None:
+        """Lets the learner finish the batch it has, and nothing new begin."""
+        ray.get(self.buffer.drain.remote())
+
+    def snapshot(self, news: News, note: str = "") -> Snapshot:
+        """What the display shows of `news`."""
+        rows = read_metrics(self.log.path)
+        return Snapshot(
+            trained=news.status["trained_batches"],
+            rows=[row for row in rows if "batch" in row],
+            evaluations={int(row["version"]): row["reward/mean"] for row in rows if "version" in row},
+            waiting={worker.rsplit(".", 1)[0]: _waiting_share(spent) for worker, spent in news.seconds.items()},
+            orders={state: news.status[f"orders_{state}"] for state in ("open", "claimed", "rolled_out", "scored")},
+            set_aside=news.status["set_aside"],
+            restarts=sum(self.fleet.restarts.values()),
+            note=note or self.fleet.last_death,
+        )
+
+    def record(self, news: News) -> None:
+        """Writes into run.json where the time of this start went, by place."""
+        seconds = {worker.rsplit(".", 1)[0]: spent for worker, spent in news.seconds.items()}
+        record_sitting(self.run_dir, news.epoch, self.started, seconds, sum(self.fleet.restarts.values()))
+
+    def save_lora(self) -> Path:
+        """Copies the newest LoRA to `lora/`, where `pipe.load_lora_weights` finds it."""
+        _, recovery_point = call(self.buffer.current)
+        folder = self.run_dir / "lora"
+        folder.mkdir(exist_ok=True)
+        temporary = folder / "writing.tmp"
+        shutil.copyfile(self.run_dir / recovery_point / lora.WEIGHT_NAME, temporary)
+        temporary.replace(folder / lora.WEIGHT_NAME)
+        return folder
+
+    def _publish(self, version: Version, recovery_point: str) -> None:
+        """The metrics row first: a driver that dies in between finds the version unpublished and does both again."""
+        if version not in self.weights:
+            state = lora.load(self.run_dir / recovery_point, self.config.model.lora)
+            self.weights[version] = [ray.put(state)]
+        if version.number > 0:
+            self.log.add_batch(version.number - 1, recovery.read_metrics(self.run_dir / recovery_point))
+        call(self.buffer.publish, version, self.weights[version])
+
+    def _record_evaluation(self, version: int) -> None:
+        rows, pictures = call(self.buffer.evaluation, version, self.config.evaluation.grid)
+        captions = rows["prompt"].to_pylist()[: len(pictures)]
+        save_grid(self.run_dir / "samples" / f"v{version:05d}.png", pictures, captions)
+        scores = rows["reward"].drop_null().to_numpy()
+        self.log.add_evaluation(version, {"reward/mean": float(scores.mean()), "reward/std": float(scores.std())})
+
+    def _buffer_settings(self) -> dict[str, Any]:
+        config = self.config
+        return {
+            "rewards": {name: reward.weight for name, reward in config.rewards.items()},
+            "batches": config.run.batches,
+            "max_staleness": config.buffer.max_staleness,
+            "keep_batches": config.buffer.keep_batches,
+            "keep_checkpoints": config.checkpoints.keep,
+            "claim_timeout_s": config.buffer.claim_timeout_s,
+            "lease_timeouts": {name: reward.timeout_s for name, reward in config.rewards.items()},
+            "max_failed_share": config.buffer.max_failed_share,
+            "evaluate_versions": evaluated_versions(config),
+        }
+
+    def _sampler(self, worker: str) -> ActorHandle:
+        needs = self.config.samplers
+        return SamplerActor.options(num_cpus=needs.num_cpus, num_gpus=needs.num_gpus).remote(worker, self.config)
+
+    def _learner(self, worker: str) -> ActorHandle:
+        needs = self.config.learner
+        return LearnerActor.options(num_cpus=needs.num_cpus, num_gpus=needs.num_gpus).remote(worker, self.config)
+
+    def _reward(self, name: str) -> Callable[[str], ActorHandle]:
+        def start(worker: str) -> ActorHandle:
+            needs = self.config.rewards[name]
+            actor = RewardActor.options(num_cpus=needs.num_cpus, num_gpus=needs.num_gpus)
+            return actor.remote(worker, name, needs)
+
+        return start
+
+
+def evaluated_versions(config: Config) -> tuple[int, ...]:
+    """Version 0, every `evaluation.every`-th and the last."""
+    return tuple(sorted({*range(0, config.run.batches, config.evaluation.every), config.run.batches}))
+
+
+def _waiting_share(seconds: dict[str, float]) -> float:
+    waiting = sum(spent for occupation, spent in seconds.items() if occupation.startswith("waiting"))
+    return waiting / (sum(seconds.values()) or 1.0)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def _last_line(error: BaseException) -> str:
+    """Of an exception in an actor's `__init__`, of which Ray gives only the traceback: its own sentence."""
+    return str(error).strip().splitlines()[-1].split("UserError: ")[-1]

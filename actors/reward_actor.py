@@ -1,0 +1,106 @@
+"""A reward actor: leases orders that are rolled out, scores their pictures, and hands the scores in."""
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+
+from actors.calls import Clock, call
+from buffer.messages import Lease
+from buffer.schema import tensors_of
+from conf.errors import UserError
+from conf.schema import RewardConfig
+from rewards.base import NamedReward, Scores, score_order, try_out
+from rewards.registry import resolve
+
+WAIT_S = 5.0
+
+
+@ray.remote(max_restarts=0, max_task_retries=0)
+class RewardActor:
+    """One of the pool of one reward. Its name says role, index and incarnation."""
+
+    def __init__(self, name: str, reward: str, config: RewardConfig) -> None:
+        torch.set_num_threads(max(1, int(config.num_cpus)))
+        self.name = name
+        self.reward_name = reward
+        self.config = config
+        self.reward: NamedReward | None = None
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def prepare(self, prompts: list[str], image_size: tuple[int, int]) -> str | None:
+        """Loads the reward and tries it on two pictures. What is wrong with it, in a sentence; None when nothing is."""
+        try:
+            try_out(self._loaded(), prompts, image_size)
+        except UserError as error:
+            return str(error)
+        return None
+
+    def run(self, buffer: ray.actor.ActorHandle) -> None:
+        """Works until the driver ends it. Raises UserError when the reward cannot be loaded."""
+        clock = Clock()
+        with clock.on("loading the reward"):
+            reward = self._loaded()
+        while True:
+            with clock.on("waiting for pictures"):
+                lease: Lease | None = call(buffer.lease, self.reward_name, self.name, clock.read(), WAIT_S)
+            if lease is None:
+                continue
+            with clock.on("scoring"):
+                table, reasons = self._score(reward, lease, buffer)
+            with clock.on("handing in"):
+                order = self.reward_name, lease.order_id, lease.table_digest
+                if reasons:  # the order is offered again, until each of its pictures is scored or set aside
+                    call(buffer.pictures_failed, *order, self.name, reasons)
+                else:
+                    call(buffer.add_scores, *order, table)
+
+    def _score(
+        self, reward: NamedReward, lease: Lease, buffer: ray.actor.ActorHandle
+    ) -> tuple[pa.Table, dict[int, str]]:
+        """Scores of the pictures that take part, and by trajectory id why some have none."""
+        ids = lease.table["trajectory_id"].to_numpy()
+        wanted = np.flatnonzero(~np.isin(ids, lease.skip))
+        shown = np.where(np.isin(ids, lease.skip), wanted[0], np.arange(len(ids)))  # so that slices keep their shape
+        images = tensors_of(lease.table)["image"][shown]
+        prompts = [lease.table["prompt"][int(row)].as_py() for row in shown]
+        if lease.alone:
+            return self._score_alone(reward, ids, images, prompts, wanted, buffer)
+        scores, failed = score_order(reward, images, prompts, self.config.batch_size)
+        scored = [row for row in range(len(ids)) if row not in failed]
+        table = _table(ids[scored], scores)
+        return table.filter(np.isin(scored, wanted)), {int(ids[row]): failed[row] for row in wanted if row in failed}
+
+    def _score_alone(
+        self,
+        reward: NamedReward,
+        ids: np.ndarray,
+        images: np.ndarray,
+        prompts: list[str],
+        wanted: np.ndarray,
+        buffer: ray.actor.ActorHandle,
+    ) -> tuple[pa.Table, dict[int, str]]:
+        """Picture by picture, each announced first: if one kills this process, the buffer knows which."""
+        tables, reasons = [], {}
+        for row in wanted:
+            call(buffer.trying_alone, self.name, int(ids[row]))
+            size = min(self.config.batch_size, len(ids))
+            padded = np.repeat(images[row : row + 1], size, axis=0)
+            scores, failed = score_order(reward, padded, [prompts[row]] * size, size)
+            if failed:
+                reasons[int(ids[row])] = next(iter(failed.values()))
+            else:
+                tables.append(_table(np.repeat(ids[row], size), scores).slice(0, 1))
+        call(buffer.trying_alone, self.name, None)
+        return (pa.concat_tables(tables) if tables else _table(ids[:0], Scores(np.empty(0, np.float32)))), reasons
+
+    def _loaded(self) -> NamedReward:
+        if self.reward is None:
+            self.reward = resolve(self.reward_name, self.config.path, self.config.args)
+        return self.reward
+
+
+def _table(ids: np.ndarray, scores: Scores) -> pa.Table:
+    return pa.table({"trajectory_id": ids, "score": scores.scores, **scores.columns})

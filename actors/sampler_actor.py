@@ -1,0 +1,57 @@
+"""A sampler: claims an order, rolls it out at the version it is bound to, and hands the trajectories in."""
+
+import traceback
+
+import ray
+import torch
+
+from actors.calls import Clock, call
+from buffer.orders import Version
+from buffer.schema import rollout_table
+from conf.schema import Config
+from policy.policy import Policy
+from policy.rollout import rollout
+
+WAIT_S = 5.0  # of one claim; a worker that waits longer asks again
+
+
+@ray.remote(max_restarts=0, max_task_retries=0)
+class SamplerActor:
+    """Its name says role, index and incarnation."""
+
+    def __init__(self, name: str, config: Config) -> None:
+        torch.set_num_threads(config.samplers.threads)
+        self.name = name
+        self.config = config
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def run(self, buffer: ray.actor.ActorHandle) -> None:
+        """Works until the driver ends it. Raises UserError when the model cannot be loaded."""
+        config, clock = self.config, Clock()
+        with clock.on("loading the model"):
+            device = "cuda" if ray.get_gpu_ids() else "cpu"
+            policy = Policy.load(config.model, config.sampling, config.run.seed, device, trainable=False)
+        loaded: Version | None = None
+        while True:
+            with clock.on("waiting for orders"):
+                claimed = call(buffer.claim, self.name, clock.read(), WAIT_S)
+            if claimed is None:
+                continue
+            claim, (weights,) = claimed
+            order = claim.order
+            with clock.on("loading weights"):
+                if claim.version != loaded:
+                    policy.load_lora_state(ray.get(weights))
+                    loaded = claim.version
+            try:
+                with clock.on("rolling out"):
+                    made = rollout(policy, order.prompts, order.seeds)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it counts against the order, which says so
+                traceback.print_exc()
+                call(buffer.order_failed, order.order_id, self.name, f"{type(error).__name__}: {error}")
+                continue
+            with clock.on("handing in"):
+                table = rollout_table(order, made.latents, made.timesteps, made.log_probs, made.images)
+                call(buffer.add, order.order_id, claim.version, table)

@@ -1,0 +1,412 @@
+"""TrajectoryBuffer: the state machine with its journal and its files. The buffer actor only forwards to it.
+
+                       claim()                       lease(reward)
+        sampler  <───────────── ┌────────────────┐ ─────────────────►  reward worker
+                  order,version │ TrajectoryBuffer│  prompts, images, ids
+                 ─────────────► │ orders, tables │ ◄─────────────────
+                     add(table) │    journal     │   add_scores(table)
+                                └──────┬─────────┘
+                         take(batch u) │ ▲ trained(u) -> the driver publishes version u+1
+                                       ▼ │
+                                    learner
+
+Every call is: one pure transition, its records to the journal (fsynced), then the new state, then the answer. Files are
+written before the record that names them, and removed after the record that says they are not needed. Calls come one
+at a time. A call that does not count answers False or None, or raises `Refused`; `RunStopped` ends the run.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from buffer import rollouts, scoring, training, workers
+from buffer.errors import Refused, RunStopped
+from buffer.journal import Journal, read_counted
+from buffer.messages import Claim, Lease, TakenBatch
+from buffer.orders import Plan, Version
+from buffer.rules import Rules
+from buffer.schema import ROLLOUT_COLUMNS, check_rollout, check_scores, scalar_rows, stack, with_tensors
+from buffer.state import File, Record, State, Step, fold, work_of
+from buffer.status import status_of
+from buffer.store import Store, roster_of
+from conf.errors import UserError
+
+ALL_EPOCHS = 10**9
+
+
+class TrajectoryBuffer:
+    """One epoch of a run's buffer. Making it takes the next epoch of the run folder, and goes on from its journal.
+
+    rewards: name -> weight in the sum that is trained on. Times in seconds. Raises UserError if the journal is of
+    another plan or damaged, and then leaves the folder untouched.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        plan: Plan,
+        rewards: Mapping[str, float],
+        *,
+        batches: int,
+        max_staleness: int,
+        keep_batches: int,
+        keep_checkpoints: int,
+        claim_timeout_s: float,
+        lease_timeouts: Mapping[str, float],
+        max_failed_share: float,
+        evaluate_versions: tuple[int, ...],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.run_dir = run_dir
+        self.plan = plan
+        self.rewards = dict(rewards)
+        self.clock = clock
+        self.rules = Rules(
+            sizes=plan.sizes,
+            rewards=tuple(rewards),
+            batches=batches,
+            max_staleness=max_staleness,
+            keep_batches=keep_batches,
+            keep_checkpoints=keep_checkpoints,
+            claim_timeout_s=claim_timeout_s,
+            lease_timeouts=dict(lease_timeouts),
+            max_failed_share=max_failed_share,
+            evaluate_versions=tuple(evaluate_versions),
+        )
+        self.notes: list[str] = []  # what was damaged, removed or missed in this epoch, in sentences
+        self._deaths = 0
+        self._stopped: str | None = None
+        self._check_identity(read_counted(run_dir / "journal", before=ALL_EPOCHS)[0])
+        self._journal = Journal(run_dir / "journal")
+        self.epoch = self._journal.epoch
+        self._store = Store(run_dir, self.epoch)
+        self.state = State()
+        for record in self._journal.history:
+            self.state = fold(self.state, record)
+        self._open()
+
+    # ---- samplers
+
+    def claim(self, worker: str) -> Claim | None:
+        """An order to roll out, or None if nothing may be claimed now."""
+        self._stop_if_due()
+        answer = self._do(rollouts.claim(self.rules, self.state, worker, self.clock()))
+        if answer is None:
+            return None
+        order_id, version, attempt = answer
+        return Claim(self.plan.order(order_id), version, attempt)
+
+    def add(self, order_id: str, version: Version, table: pa.Table) -> bool:
+        """Take in an order's trajectories (`schema.rollout_table`). True: they count, and are on disk. False: the
+        buffer has the order already, or these weights are not the ones it is bound to. Anybody may call."""
+        version = Version(*version)
+        if not rollouts.accepts(self.rules, self.state, order_id, version):
+            return False
+        check_rollout(self.plan.order(order_id), table)
+        file = self._write(order_id, table.select(ROLLOUT_COLUMNS))
+        return self._do(rollouts.add(self.rules, self.state, order_id, version, *file, self.clock()))
+
+    def order_failed(self, order_id: str, worker: str, message: str) -> None:
+        """The rollout raised: the third time, its pictures are set aside. Only the holder of a claim is heard."""
+        self._do(rollouts.order_failed(self.rules, self.state, order_id, worker, message, self.clock()))
+        self._finish_evaluations()
+
+    # ---- reward workers
+
+    def lease(self, reward: str, worker: str) -> Lease | None:
+        """Pictures to score, or None if there are none now."""
+        self._stop_if_due()
+        while True:
+            step = scoring.lease(self.rules, self.state, reward, worker, self.clock())
+            if step.answer is None:
+                return None
+            order_id, file, skip, alone = step.answer
+            table = self._read(order_id, file)
+            if table is not None:
+                self._do(step)
+                prompts = pa.array(self.plan.order(order_id).prompts, pa.string())
+                shown = table.select(["trajectory_id", "image"]).add_column(1, "prompt", prompts)
+                return Lease(order_id, file.digest, shown, skip, alone)
+
+    def add_scores(self, reward: str, order_id: str, table_digest: str, table: pa.Table) -> bool:
+        """Take in scores: trajectory_id int64, score float32 (finite), further columns to store. True: they count.
+        Raises ValueError if a picture that is not set aside has no score."""
+        if not scoring.scores_wanted(self.rules, self.state, reward, order_id, table_digest):
+            return False
+        skip = [trajectory_id for trajectory_id, _ in work_of(self.state, order_id).set_aside]
+        check_scores(self.plan.order(order_id), table, skip)
+        file = self._write(f"{order_id}.{reward}", table)
+        counts = self._do(
+            scoring.add_scores(self.rules, self.state, reward, order_id, table_digest, file, self.clock())
+        )
+        self._finish_evaluations()
+        return counts
+
+    def pictures_failed(
+        self, reward: str, order_id: str, table_digest: str, worker: str, reasons: Mapping[int, str]
+    ) -> None:
+        """These pictures raised when tried alone: the third time, one is set aside. The lease is over, and the order is
+        offered again for the others. Only the holder of a lease is heard."""
+        self._do(
+            scoring.pictures_failed(
+                self.rules, self.state, reward, order_id, table_digest, worker, dict(reasons), self.clock()
+            )
+        )
+        self._finish_evaluations()
+
+    def trying_alone(self, worker: str, trajectory_id: int | None) -> None:
+        """Say which single picture is tried next (None: none any more): a death then counts against the picture."""
+        self._do(scoring.trying_alone(self.state, worker, trajectory_id))
+
+    # ---- the fleet
+
+    def worker_died(self, worker: str, node_lives: bool = True) -> None:
+        """Claims, leases and the batch of a sampler, reward worker or learner go back."""
+        self._deaths += 1
+        self._do(workers.worker_died(self.rules, self.state, worker, node_lives, self.clock()))
+        self._finish_evaluations()
+
+    def overdue(self) -> list[str]:
+        """Workers to be killed: they hold something for more than twice its time-out."""
+        return workers.overdue(self.rules, self.state, self.clock())
+
+    # ---- learner and driver
+
+    def take(self, learner: str) -> TakenBatch | None:
+        """The batch to train now, or None. `learner` names the whole group; asking again gives the batch again."""
+        self._stop_if_due()
+        step = training.take(self.rules, self.state, learner, self.clock())
+        if step.answer is None:
+            return None
+        live, aside = self._rows(self.rules.sizes.batch_orders(step.answer), tensors=True)
+        if live is None:
+            return None  # something was damaged, and is made again
+        self._do(step)
+        batch, name = step.answer, self._store.new_name("")[1:]
+        return TakenBatch(batch, self.state.trained[-1].version, self.state.rosters[batch], name, live, aside)
+
+    def initial_recovery_point(self) -> str:
+        """A new name for version 0's recovery point, relative to the run folder."""
+        return f"checkpoints/{self._store.new_name('v00000')}"
+
+    def trained(self, batch: int, version_after: Version, recovery_point: str, parquet: str) -> str:
+        """Both files are written. Returns the recovery point that counts: of another, the learner reloads it.
+
+        batch -1 with an empty `parquet` registers version 0. Raises Refused if this is not the batch to train, or the
+        Parquet file is not of the rows that were frozen.
+        """
+        version = Version(*version_after)
+        known = batch < self.state.next_batch
+        roster = ""
+        if not known:
+            missing = [path for path in (recovery_point, parquet) if path and not (self.run_dir / path).exists()]
+            if missing:
+                raise Refused(f"{missing[0]} is not there; write it before calling trained.")
+            roster = roster_of(self.run_dir / parquet) if parquet else ""
+        counts = self._do(
+            training.trained(self.rules, self.state, batch, version, recovery_point, parquet, roster, self.clock())
+        )
+        beside = self._store.leftovers([counts.recovery_point], ["checkpoints"], f"v{batch + 1:05d}.")
+        beside += self._store.leftovers([counts.parquet], ["trajectories"], f"b{batch:05d}.") if batch >= 0 else []
+        self._remove(beside)
+        if not known:
+            self._remove(self._unneeded(["tensors"]) + self._old_recovery_points())
+            self._finish_evaluations()
+        return counts.recovery_point
+
+    def publish(self, version: Version) -> None:
+        """The driver has put these weights where samplers find them (for this epoch)."""
+        self._do(rollouts.publish(self.rules, self.state, Version(*version)))
+
+    def to_publish(self) -> list[tuple[Version, str]]:
+        """Versions that orders may ask for and that this epoch has not published yet, with their recovery points."""
+        wanted = sorted(self.rules.served(self.state) - self.state.published) if self.state.trained else []
+        return [(self.state.trained[v].version, self.state.trained[v].recovery_point) for v in wanted]
+
+    def served(self) -> list[Version]:
+        """Versions that orders may still ask for; the driver may let go of all other weights."""
+        wanted = sorted(self.rules.served(self.state)) if self.state.trained else []
+        return [self.state.trained[v].version for v in wanted]
+
+    def current(self) -> tuple[Version, str] | None:
+        """The newest version and its recovery point; None before version 0 is registered."""
+        if not self.state.trained:
+            return None
+        return self.state.trained[-1].version, self.state.trained[-1].recovery_point
+
+    # ---- evaluations
+
+    def evaluations(self) -> dict[int, pa.Table]:
+        """Rows of the finished evaluations by version number: scalars as in trajectories/, but for the batch's."""
+        return {
+            version: pq.read_table(self.run_dir / parquet)
+            for version, parquet in sorted(self.state.evaluations.items())
+            if parquet is not None
+        }
+
+    def evaluation_images(self, version: int, count: int) -> np.ndarray | None:
+        """The first `count` pictures of a finished evaluation, uint8 [n, H, W, 3], without those set aside. None when
+        retention has dropped them (the two evaluations finished last are kept) or their file is damaged."""
+        tables = []
+        for order_id in self.rules.sizes.evaluation_orders(version):
+            work = work_of(self.state, order_id)
+            table = self._store.read_arrow(work.table) if work.table else None
+            if table is not None:
+                aside = pa.array([trajectory_id for trajectory_id, _ in work.set_aside], pa.int64())
+                keep = pc.invert(pc.is_in(table["trajectory_id"], value_set=aside))
+                tables.append(table.select(["trajectory_id", "image"]).filter(keep))
+            elif len(work.set_aside) < self.rules.sizes.order_size:
+                return None
+        images = [chunk for table in tables for chunk in table["image"].chunks if len(chunk)]
+        return np.concatenate([chunk.to_numpy_ndarray() for chunk in images])[:count] if images else None
+
+    def evaluation_missed(self, version: int, why: str) -> None:
+        """Close an evaluation that can no longer be served (its recovery point does not load)."""
+        if version in self.rules.open_evaluations(self.state):
+            self.notes.append(f"The evaluation of version {version} was missed: {why}.")
+        self._do(training.missed(self.rules, self.state, version, why, self.clock()))
+        self._remove(self._unneeded(["tensors"]))
+
+    # ---- watching
+
+    @property
+    def finished(self) -> bool:
+        return self.rules.finished(self.state)
+
+    @property
+    def stop(self) -> str | None:
+        """Why the run cannot go on, in a sentence; None if it can."""
+        return self._stopped or self.rules.stop(self.state)
+
+    def status(self) -> dict[str, Any]:
+        """Plain numbers and strings for a display; docs/buffer.md has their meaning."""
+        status = status_of(self.rules, self.state, self.clock())
+        return status | {"deaths": self._deaths, "stop": self.stop, "notes": list(self.notes)}
+
+    def close(self) -> None:
+        self._journal.close()
+
+    # ---- the machinery
+
+    def _do(self, step: Step) -> Any:
+        """Journal what the step says, then let it be so."""
+        if step.records:
+            with self._remembering_a_stop():
+                self._journal.append(step.records)
+        self.state = step.state
+        return step.answer
+
+    def _write(self, stem: str, table: pa.Table) -> File:
+        with self._remembering_a_stop():
+            return self._store.write_arrow(stem, table)
+
+    @contextmanager
+    def _remembering_a_stop(self) -> Iterator[None]:
+        """After a full disk (or a later epoch) nothing new is handed out in this one."""
+        try:
+            yield
+        except RunStopped as stopped:
+            self._stopped = str(stopped)
+            raise
+
+    def _stop_if_due(self) -> None:
+        if self.stop is not None:
+            raise RunStopped(self.stop)
+
+    def _check_identity(self, history: list[Record]) -> None:
+        ours = self.plan.identity()
+        for record in history:
+            if record["kind"] == "opened" and record["plan"] != ours:
+                others = ", ".join(
+                    f"{k} {record['plan'][k]} (now {ours[k]})" for k in ours if record["plan"][k] != ours[k]
+                )
+                raise UserError(
+                    f"The run in {self.run_dir} was begun with another plan: {others}; go on with what it was begun "
+                    "with, or start another run under another run.name."
+                )
+
+    def _open(self) -> None:
+        seals = {str(epoch): size for epoch, size in self._journal.seals.items()}
+        opened: Record = {"kind": "opened", "epoch": self.epoch, "seals": seals, "plan": self.plan.identity()}
+        opened["time"] = self.clock()
+        self._do(Step(fold(self.state, opened), (opened,)))
+        self._do(training.reopen(self.rules, self.state))
+        for version in self.rules.open_evaluations(self.state):
+            if not (self.run_dir / self.state.trained[version].recovery_point).exists():
+                self.evaluation_missed(version, "its recovery point is gone")
+        self._remove(self._unneeded(["tensors", "trajectories", "evaluation", "checkpoints"]))
+        self._finish_evaluations()
+
+    def _needed(self) -> set[str]:
+        """Every file that the state names and somebody may still ask for."""
+        state = self.state
+        needed = {t.parquet for t in state.trained} | {path for path in state.evaluations.values() if path}
+        needed |= {state.trained[version].recovery_point for version in self.rules.kept(state) if state.trained}
+        for work in state.work.values():
+            needed |= {work.table.path} if work.table else set()
+            needed |= {score.file.path for score in work.scores}
+        return needed
+
+    def _unneeded(self, folders: list[str]) -> list[str]:
+        return self._store.leftovers(self._needed(), folders)
+
+    def _old_recovery_points(self) -> list[str]:
+        """Those of versions that were trained on from and are kept no longer; never one that is being written."""
+        old = set(range(len(self.state.trained))) - self.rules.kept(self.state)
+        paths = [self.state.trained[version].recovery_point for version in sorted(old)]
+        return [path for path in paths if (self.run_dir / path).exists()]
+
+    def _remove(self, paths: list[str]) -> None:
+        """Remove files, unless a later epoch has begun: it may have sealed the record that made them unneeded out."""
+        if paths and self._journal.superseded() is None:
+            self._store.remove(paths)
+
+    def _read(self, order_id: str, file: File, reward: str | None = None) -> pa.Table | None:
+        """An acknowledged table; if it is damaged, it is journaled as to be made again, and said so."""
+        table = self._store.read_arrow(file)
+        if table is None:
+            what = f"scored with {reward}" if reward else "rolled out"
+            self.notes.append(f"{file.path} is damaged or gone: order {order_id} is {what} again.")
+            self._do(rollouts.damaged(self.rules, self.state, order_id, reward, file.path, self.clock()))
+        return table
+
+    def _rows(self, orders: tuple[str, ...], tensors: bool) -> tuple[pa.Table | None, pa.Table]:
+        """(rows that take part, rows set aside) of some orders, sorted; None for the first if anything is damaged."""
+        live, aside, whole = [], [], True
+        for order_id in orders:
+            work = work_of(self.state, order_id)
+            left_out = len(work.set_aside) == self.rules.sizes.order_size
+            table = self._read(order_id, work.table) if tensors and work.table and not left_out else None
+            scores = {s.reward: self._read(order_id, s.file, s.reward) for s in work.scores if not left_out}
+            damaged_table = tensors and not left_out and table is None
+            whole = whole and not damaged_table and None not in scores.values()
+            if not whole:
+                continue
+            rows = scalar_rows(self.plan.order(order_id), work, scores, self.rewards)
+            aside.append(rows.filter(rows["set_aside"].is_valid()))
+            if table is not None:
+                live.append(with_tensors(rows, table))
+            elif not tensors:
+                live.append(rows.filter(rows["set_aside"].is_null()))
+        return (stack(live) if whole else None), stack(aside) if aside else pa.table({})
+
+    def _finish_evaluations(self) -> None:
+        """Write the Parquet file of each evaluation that is complete, then journal it."""
+        for version in self.rules.open_evaluations(self.state):
+            orders = self.rules.sizes.evaluation_orders(version)
+            if not self.rules.complete(self.state, orders):
+                continue
+            live, aside = self._rows(orders, tensors=False)
+            if live is not None:
+                rows = stack([live, aside]).drop_columns(["batch", "age"])
+                with self._remembering_a_stop():
+                    path = self._store.write_evaluation(version, rows.sort_by([("trajectory_id", "descending")]))
+                self._do(training.evaluated(self.rules, self.state, version, path, self.clock()))
+                self._remove(self._unneeded(["tensors"]))

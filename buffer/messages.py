@@ -1,0 +1,55 @@
+"""What the buffer hands out: a claim to roll out, a lease to score, a batch to train."""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from buffer.orders import Order, Version
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Roll this order out with these weights, and `add` the table.
+
+    Example: Claim(order=Order("b00003.02", ...), version=Version(2, "9f86d081884c7d65"), attempt=1)
+    """
+
+    order: Order
+    version: Version  # give it back to `add`; any other is refused
+    attempt: int  # the how-manieth claim of this order it is, from 1
+
+
+@dataclass(frozen=True)
+class Lease:
+    """Score these pictures, and `add_scores`.
+
+    Example: Lease("b00003.02", "4355a46b19d348dc", table, skip=(226,), alone=False)
+    """
+
+    order_id: str
+    table_digest: str  # give it back to `add_scores`; scores of another table are refused
+    table: pa.Table  # trajectory_id int64, prompt string, image uint8 [H, W, 3]: always all rows of the order
+    skip: tuple[int, ...]  # set aside already: pad their rows, so that the batch keeps its shape, and give no score
+    alone: bool  # scoring it has killed workers: try the pictures one by one (`trying_alone`) to find the one
+
+
+@dataclass(frozen=True)
+class TakenBatch:
+    """Train this batch, write recovery point and Parquet file under the names given, and call `trained`."""
+
+    batch: int
+    version: Version  # the weights that it is trained from; a learner that has others reloads first
+    roster: str  # digest of what is trained on; `store.write_batch` puts it into the Parquet file
+    name: str  # "e0001.003": epoch and attempt, in the name of every file the learner writes
+    table: pa.Table  # the rows to train on, by ascending trajectory_id: scalars, tensors, rewards, "reward"
+    set_aside: pa.Table  # scalars of the rows that take no part, with the reason in "set_aside"
+
+    @property
+    def recovery_point(self) -> str:
+        """Where to write the recovery point, relative to the run folder."""
+        return f"checkpoints/v{self.batch + 1:05d}.{self.name}"
+
+    @property
+    def parquet(self) -> str:
+        """Where `store.write_batch` writes the batch's rows, relative to the run folder."""
+        return f"trajectories/b{self.batch:05d}.{self.name}.parquet"

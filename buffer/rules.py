@@ -1,0 +1,225 @@
+"""The rules of the buffer, one small method each: decisions about a state, which change nothing.
+
+Numbers in brackets are PROTOCOL.md's (docs/buffer.md has them with their reasons). Every method is a rule that the
+exhaustive search in tests/test_protocol_search.py can take out, to see the run go wrong without it.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from buffer.orders import Sizes, Version, parse
+from buffer.state import Hold, Score, State, Trained, Work, work_of
+
+FAILURES = 3  # of its own, and a picture or an order is set aside [7]
+DEATHS = 5  # of workers at the same piece of work, and the run stops [7]
+ALONE_AFTER = 2  # deaths at scoring an order, and its pictures are tried one by one, to find the one that kills
+EVALUATIONS_KEPT = 2  # finished evaluations whose tensors are kept, for the grid of pictures
+
+
+@dataclass(frozen=True)
+class Rules:
+    sizes: Sizes
+    rewards: tuple[str, ...]
+    batches: int
+    max_staleness: int = 0  # k
+    keep_batches: int = 2
+    keep_checkpoints: int = 2
+    claim_timeout_s: float = 600.0
+    lease_timeouts: dict[str, float] = field(default_factory=dict)  # reward -> seconds
+    max_failed_share: float = 0.1
+    evaluate_versions: tuple[int, ...] = ()
+
+    # ---- rollouts
+
+    def admitted(self, state: State, batch: int) -> bool:
+        """[1] A batch may be claimed once version batch - k is published."""
+        return batch < self.batches and max(state.published, default=-1) >= max(batch - self.max_staleness, 0)
+
+    def binding(self, state: State, order_id: str) -> Version | None:
+        """[1] The version that a claim of this order is answered with; None if it is not published yet.
+
+        The bound one; at the first claim the newest published, or the one that an evaluation asks for.
+        """
+        bound = work_of(state, order_id).version
+        name = parse(order_id)
+        if bound is not None:
+            number = bound.number
+        elif name.evaluation:
+            number = name.group
+        else:
+            number = max(state.published, default=-1)
+        return state.trained[number].version if number in state.published else None
+
+    def claim_records(self, work: Work) -> bool:
+        """[1] The binding is journaled before the claim is answered."""
+        return True
+
+    def claimable(self, state: State) -> Iterator[str]:
+        """Orders that are there to be rolled out, evaluations first, then batch by batch."""
+        for version in self.open_evaluations(state):
+            yield from (o for o in self.sizes.evaluation_orders(version) if self.to_roll_out(state, o))
+        for batch in range(max(state.next_batch, 0), self.batches):
+            if not self.admitted(state, batch):
+                return
+            yield from (o for o in self.sizes.batch_orders(batch) if self.to_roll_out(state, o))
+
+    def to_roll_out(self, state: State, order_id: str) -> bool:
+        work = work_of(state, order_id)
+        return work.table is None and len(work.set_aside) < self.sizes.order_size
+
+    def offered(self, holds: tuple[Hold, ...], timeout: float, now: float) -> bool:
+        """[5] Free work, or work whose one holder outlived its time-out."""
+        return not holds or (len(holds) == 1 and now - holds[0].since > timeout)
+
+    def overdue(self, holds: tuple[Hold, ...], timeout: float, now: float) -> list[str]:
+        """[5] Who is to be killed: after twice the time-out."""
+        return [hold.worker for hold in holds if now - hold.since > 2 * timeout]
+
+    def counts(self, work: Work, version: Version, worker_holds: bool) -> bool:
+        """[3] A table counts if it is of the bound version and digest, and the first; whoever holds the claim."""
+        return work.version == version and work.table is None and len(work.set_aside) < self.sizes.order_size
+
+    # ---- scoring
+
+    def scores_count(self, work: Work, table_digest: str) -> bool:
+        """[4] Scores are of one table, and another table's are refused."""
+        return work.table is not None and work.table.digest == table_digest
+
+    def score_of(self, work: Work, reward: str) -> Score | None:
+        """[4] The reward's scores of the present table; those of another table wait to be replaced."""
+        for score in work.scores:
+            if score.reward == reward and work.table is not None and score.table == work.table.digest:
+                return score
+        return None
+
+    def to_score(self, state: State, order_id: str, reward: str) -> bool:
+        work = work_of(state, order_id)
+        return (
+            work.table is not None
+            and self.score_of(work, reward) is None
+            and len(work.set_aside) < self.sizes.order_size
+            and not self.closed(state, order_id)
+        )
+
+    def leasable(self, state: State, reward: str) -> Iterator[str]:
+        """Orders that this reward has to score: the batches in order, then evaluations, which hold nothing up."""
+        names = sorted(state.work, key=lambda order_id: (parse(order_id).evaluation, order_id))
+        return (order_id for order_id in names if self.to_score(state, order_id, reward))
+
+    def closed(self, state: State, order_id: str) -> bool:
+        """Whether nothing about this order can change any more: its batch or evaluation is over."""
+        evaluation, group, _ = parse(order_id)
+        return group in state.evaluations if evaluation else group < state.next_batch
+
+    def is_set_aside(self, failures: int) -> bool:
+        """[7] Three failures of its own."""
+        return failures >= FAILURES
+
+    # ---- batches and evaluations
+
+    def over(self, work: Work) -> bool:
+        """An order that its batch need not wait for: scored by every reward, or set aside altogether."""
+        if len(work.set_aside) == self.sizes.order_size:
+            return True
+        return work.table is not None and all(self.score_of(work, reward) is not None for reward in self.rewards)
+
+    def complete(self, state: State, orders: tuple[str, ...]) -> bool:
+        """[2, 8] All orders are over, and not too much is set aside."""
+        return all(self.over(work_of(state, o)) for o in orders) and not self.failed_too_much(state, orders)
+
+    def failed_too_much(self, state: State, orders: tuple[str, ...]) -> bool:
+        """[9] More than max_failed_share of the pictures are set aside, or all of them."""
+        aside = sum(len(work_of(state, order_id).set_aside) for order_id in orders)
+        total = len(orders) * self.sizes.order_size
+        return aside > self.max_failed_share * total or aside == total
+
+    def roster(self, state: State, batch: int) -> str:
+        """[8] Digest of what a batch trains on: each order's table, scores and pictures set aside."""
+        rows = []
+        for order_id in self.sizes.batch_orders(batch):
+            work = work_of(state, order_id)
+            scores = [(score.reward, score.file.digest) for score in work.scores]
+            table = work.table.digest if work.table else None
+            rows.append((order_id, table, scores, [trajectory_id for trajectory_id, _ in work.set_aside]))
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+
+    def may_train(self, state: State) -> int | None:
+        """[2] The batch that may be taken now: the one after the last trained, if it is ready."""
+        batch = state.next_batch
+        return batch if batch in state.rosters else None
+
+    def trains(self, state: State, batch: int, roster: str) -> bool:
+        """[8, 10] Whether this is the batch to train, on the roster that is frozen; the first call wins."""
+        return batch == state.next_batch and state.rosters.get(batch) == roster
+
+    def path_that_counts(self, state: State, version: int, offered: Trained) -> Trained:
+        """[11] What `trained` answers with: the version as journaled, not as offered."""
+        return state.trained[version]
+
+    # ---- versions
+
+    def served(self, state: State) -> set[int]:
+        """[12, 14] Versions that an order may still ask for: the last k + 1, and those of open evaluations."""
+        newest = state.next_batch
+        return set(range(max(newest - self.max_staleness, 0), newest + 1)) | set(self.open_evaluations(state))
+
+    def kept(self, state: State) -> set[int]:
+        """[14] Versions whose recovery points are kept: those served, and `keep_checkpoints` before them."""
+        first = state.next_batch - self.max_staleness - self.keep_checkpoints
+        return set(range(max(first, 0), state.next_batch + 1)) | self.served(state)
+
+    def open_evaluations(self, state: State) -> list[int]:
+        """Versions that are trained and due to be evaluated, and neither are nor were missed."""
+        return [v for v in self.evaluate_versions if v <= state.next_batch and v not in state.evaluations]
+
+    def retired(self, state: State) -> list[str]:
+        """Orders whose tensors go: of batches trained long enough ago, of old or missed evaluations."""
+        finished = [version for version, parquet in state.evaluations.items() if parquet is not None]
+        grids = finished[-EVALUATIONS_KEPT:]
+        retired = []
+        for order_id in state.work:
+            evaluation, group, _ = parse(order_id)
+            if evaluation and group in state.evaluations and group not in grids:
+                retired.append(order_id)
+            if not evaluation and group < state.next_batch - self.keep_batches:
+                retired.append(order_id)
+        return retired
+
+    # ---- the end
+
+    def reopened(self, state: State) -> list[str]:
+        """[9] What a new epoch tries again: orders with pictures set aside that are not trained or evaluated yet."""
+        return [o for o, work in state.work.items() if work.set_aside and not self.closed(state, o)]
+
+    def stop(self, state: State) -> str | None:
+        """[7, 9] Why the run cannot go on, in a sentence; or None."""
+        for (work, reward), deaths in state.deaths.items():
+            if deaths >= DEATHS:
+                doing = f"scoring it with {reward}" if reward else "working on it"
+                return (
+                    f"{deaths} workers died on the same work ({work}, {doing}) while their nodes lived; look at their "
+                    "logs (out of memory?), mend it, and start the run again."
+                )
+        for orders, name in self._untrained(state):
+            if self.failed_too_much(state, orders):
+                reasons = [reason for o in orders for _, reason in work_of(state, o).set_aside]
+                return (
+                    f"{len(reasons)} of the {len(orders) * self.sizes.order_size} pictures of {name} failed, more than "
+                    f"buffer.max_failed_share={self.max_failed_share:g} allows; the last reason: {reasons[-1]}. Mend "
+                    "it and start the run again, which tries them again."
+                )
+        return None
+
+    def _untrained(self, state: State) -> Iterator[tuple[tuple[str, ...], str]]:
+        groups = {parse(o)[:2] for o, work in state.work.items() if work.set_aside and not self.closed(state, o)}
+        for evaluation, group in sorted(groups):
+            if evaluation:
+                yield self.sizes.evaluation_orders(group), f"the evaluation of version {group}"
+            else:
+                yield self.sizes.batch_orders(group), f"batch {group}"
+
+    def finished(self, state: State) -> bool:
+        """All batches trained and no evaluation open."""
+        return state.next_batch >= self.batches and not self.open_evaluations(state)

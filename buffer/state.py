@@ -1,0 +1,266 @@
+"""The buffer's state: plain data, and the fold of journal records into it.
+
+The state machine is three things: this data, the decisions in `rules.py` (one small method a rule of PROTOCOL.md), and
+the transitions in `rollouts.py`, `scoring.py` and `training.py`. A transition is a pure function of the state and what
+was called, with the time as an argument, and gives a `Step`: the new state, the records to journal *before* anybody
+hears the answer, and the answer. No file, no clock, no Ray.
+
+    order:  OPEN ─► CLAIMED(version) ─► ROLLED_OUT ─► SCORED      a lost worker's claim or lease goes back
+    batch:  OPEN ─► READY (roster frozen) ─► TAKEN ─► TRAINED     a lost learner: TAKEN goes back to READY
+
+The durable part changes only by `fold`, so the state after a restart is the fold of the journal. What is not durable
+(claims, leases, who has taken the batch, what is published, deaths) starts empty in every epoch: it all goes back.
+
+Why no trajectory is older than k (`max_staleness`) when it is trained. Let v be the version that an order of batch u
+is bound to. (1) It is bound at its first claim, to the newest published version, and it may be claimed only if that is
+at least u - k; so v >= u - k. (2) It stays bound: the record is journaled before the claim is answered, and only
+trajectories of exactly that version and digest are taken in. (3) Batch u trains only after batch u - 1, and version n
+is by definition the weights after n batches; so batch u trains at version u, at age u - v <= u - (u - k) = k.
+Nothing is thrown away for it, and nothing waits for ever: batch n, the oldest unfinished one, needs version n - k or
+newer, and version n is trained and therefore gets published.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from buffer.orders import Version, parse
+
+Record = dict[str, Any]  # one fact in the journal; JSON, with its "kind"
+
+
+class File(NamedTuple):
+    """A file that was acknowledged: its path in the run folder and the sha256 (16 characters) of its bytes."""
+
+    path: str
+    digest: str
+
+
+class Score(NamedTuple):
+    """One reward's scores of one order; they count for the table with this digest and no other."""
+
+    reward: str
+    table: str
+    file: File
+
+
+class Work(NamedTuple):
+    """What has become of one order."""
+
+    version: Version | None = None  # bound by the first claim, for good
+    table: File | None = None  # the trajectories, once rolled out
+    scores: tuple[Score, ...] = ()
+    failures: tuple[tuple[int | None, int], ...] = ()  # (trajectory id, or None for the rollout; how often)
+    set_aside: tuple[tuple[int, str], ...] = ()  # (trajectory id, reason)
+    attempts: int = 0  # claims answered
+    claimed: float = 0.0  # times, in seconds since 1970: for people, nothing is decided by them
+    rolled_out: float = 0.0
+    scored: float = 0.0
+
+
+class Trained(NamedTuple):
+    """One version: the weights, their recovery point, and the rows they were trained on."""
+
+    version: Version
+    recovery_point: str  # path in the run folder
+    parquet: str  # the same; empty for version 0
+    roster: str
+
+
+class Hold(NamedTuple):
+    """Somebody's claim or lease."""
+
+    worker: str
+    since: float
+
+
+class State(NamedTuple):
+    """Everything. The dicts are never changed in place."""
+
+    # durable: the fold of the journal
+    epoch: int = 0
+    trained: tuple[Trained, ...] = ()  # place v holds version v; the first is registered by the learner at the start
+    work: Mapping[str, Work] = {}  # order id -> its life, until retention drops it
+    rosters: Mapping[int, str] = {}  # batches that are ready and not yet trained -> digest of what they will train on
+    evaluations: Mapping[int, str | None] = {}  # version number -> its Parquet file, or None: missed
+    set_aside_in_trained: Mapping[str, int] = {}  # reason -> pictures, of trained batches
+    damaged: int = 0  # acknowledged files that were found damaged and are made again
+    # of this epoch
+    published: frozenset[int] = frozenset()
+    claims: Mapping[str, tuple[Hold, ...]] = {}  # order id -> who is rolling it out
+    leases: Mapping[tuple[str, str], tuple[Hold, ...]] = {}  # (order id, reward) -> who is scoring it
+    alone: Mapping[str, int] = {}  # worker -> the picture it is trying alone right now
+    taken: Hold | None = None  # the learner that has the next batch
+    deaths: Mapping[tuple[str, str], int] = {}  # (order id or batch, reward or "") -> workers it has cost
+
+    @property
+    def next_batch(self) -> int:
+        """The batch to train next, which is also the newest version's number (-1 before version 0 is there)."""
+        return len(self.trained) - 1
+
+
+class Step(NamedTuple):
+    """What a transition gives: the new state, what to journal before the answer is shown, and the answer."""
+
+    state: State
+    records: tuple[Record, ...] = ()
+    answer: Any = None
+
+
+NOTHING_YET = Work()
+
+
+def work_of(state: State, order_id: str) -> Work:
+    return state.work.get(order_id, NOTHING_YET)
+
+
+def without(mapping: Mapping[Any, Any], *keys: Any) -> dict[Any, Any]:
+    return {key: value for key, value in mapping.items() if key not in keys}
+
+
+def restarted(state: State) -> State:
+    """The same run in a new epoch: what is durable."""
+    return State(*state[:7])
+
+
+def fold(state: State, record: Record) -> State:
+    """Apply one record of the journal."""
+    return FOLDS[record["kind"]](state, record)
+
+
+def record_all(state: State, *records: Record) -> Step:
+    """Fold the records into the state and hand them on to be journaled."""
+    for record in records:
+        state = fold(state, record)
+    return Step(state, records)
+
+
+def _change(state: State, order_id: str, **fields: Any) -> State:
+    return state._replace(work={**state.work, order_id: work_of(state, order_id)._replace(**fields)})
+
+
+def _opened(state: State, record: Record) -> State:
+    return restarted(state)._replace(epoch=record["epoch"])
+
+
+def _reopened(state: State, record: Record) -> State:
+    """Pictures set aside get another chance. Their orders' scores go: they may have left these pictures out."""
+    for order_id in record["orders"]:
+        work = work_of(state, order_id)
+        again = {trajectory_id for trajectory_id, _ in work.set_aside}
+        failures = tuple((key, count) for key, count in work.failures if key is not None and key not in again)
+        state = _change(state, order_id, set_aside=(), failures=failures, scores=())
+        state = state._replace(rosters=without(state.rosters, _batch(order_id)))
+    return state
+
+
+def _claimed(state: State, record: Record) -> State:
+    order_id = record["order"]
+    attempts = work_of(state, order_id).attempts + 1
+    return _change(
+        state, order_id, version=Version(*record["version"]), attempts=attempts, claimed=float(record["time"])
+    )
+
+
+def _rolled_out(state: State, record: Record) -> State:
+    table = File(record["path"], record["digest"])
+    return _change(state, record["order"], table=table, rolled_out=float(record["time"]))
+
+
+def _failed(state: State, record: Record) -> State:
+    """An exception in an order's rollout, or of single pictures in a reward."""
+    counts = dict(work_of(state, record["order"]).failures)
+    for key in record.get("pictures", [None]):
+        counts[key] = counts.get(key, 0) + 1
+    return _change(state, record["order"], failures=tuple(counts.items()))
+
+
+def _set_aside(state: State, record: Record) -> State:
+    known = dict(work_of(state, record["order"]).set_aside)
+    known.update(dict.fromkeys(record["pictures"], record["reason"]))
+    return _change(state, record["order"], set_aside=tuple(sorted(known.items())))
+
+
+def _scored(state: State, record: Record) -> State:
+    work = work_of(state, record["order"])
+    score = Score(record["reward"], record["table"], File(record["path"], record["digest"]))
+    others = tuple(other for other in work.scores if other.reward != score.reward)
+    scores = tuple(sorted((*others, score)))
+    return _change(state, record["order"], scores=scores, scored=float(record["time"]))
+
+
+def _again(state: State, record: Record) -> State:
+    """An acknowledged file is damaged: the table is rolled out again at the version it is bound to; its scores stay
+    and count if the new table has the old one's digest. A damaged file of scores is only scored again."""
+    order_id, work = record["order"], work_of(state, record["order"])
+    if reward := record.get("reward"):
+        state = _change(state, order_id, scores=tuple(score for score in work.scores if score.reward != reward))
+    else:
+        state = _change(state, order_id, table=None)
+    batch = _batch(order_id)
+    taken = None if batch == state.next_batch else state.taken
+    return state._replace(rosters=without(state.rosters, batch), taken=taken, damaged=state.damaged + 1)
+
+
+def _ready(state: State, record: Record) -> State:
+    return state._replace(rosters={**state.rosters, record["batch"]: record["roster"]})
+
+
+def _trained(state: State, record: Record) -> State:
+    trained = Trained(Version(*record["version"]), record["recovery_point"], record["parquet"], record["roster"])
+    aside = dict(state.set_aside_in_trained)
+    for order_id, work in state.work.items():
+        if _batch(order_id) == record["batch"]:
+            for _, reason in work.set_aside:
+                aside[reason] = aside.get(reason, 0) + 1
+    return state._replace(
+        trained=(*state.trained, trained),
+        rosters=without(state.rosters, record["batch"]),
+        set_aside_in_trained=aside,
+        taken=None,
+        claims={order: holds for order, holds in state.claims.items() if _batch(order) != record["batch"]},
+        leases={key: holds for key, holds in state.leases.items() if _batch(key[0]) != record["batch"]},
+    )
+
+
+def _evaluated(state: State, record: Record) -> State:
+    return state._replace(evaluations={**state.evaluations, record["version"]: record["parquet"]})
+
+
+def _missed(state: State, record: Record) -> State:
+    version = record["version"]
+    return state._replace(
+        evaluations={**state.evaluations, version: None},
+        claims={order: holds for order, holds in state.claims.items() if not _evaluates(order, version)},
+        leases={key: holds for key, holds in state.leases.items() if not _evaluates(key[0], version)},
+    )
+
+
+def _dropped(state: State, record: Record) -> State:
+    return state._replace(work=without(state.work, *record["orders"]))
+
+
+FOLDS: dict[str, Callable[[State, Record], State]] = {
+    "opened": _opened,
+    "reopened": _reopened,
+    "claimed": _claimed,
+    "rolled_out": _rolled_out,
+    "failed": _failed,
+    "set_aside": _set_aside,
+    "scored": _scored,
+    "again": _again,
+    "ready": _ready,
+    "trained": _trained,
+    "evaluated": _evaluated,
+    "missed": _missed,
+    "dropped": _dropped,
+}
+
+
+def _batch(order_id: str) -> int | None:
+    name = parse(order_id)
+    return None if name.evaluation else name.group
+
+
+def _evaluates(order_id: str, version: int) -> bool:
+    name = parse(order_id)
+    return name.evaluation and name.group == version

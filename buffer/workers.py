@@ -1,0 +1,72 @@
+"""Transitions of workers: death and delay. PROTOCOL.md 5 and 7."""
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+from buffer.rules import Rules
+from buffer.state import Hold, Record, State, Step, record_all, without, work_of
+from buffer.training import settled
+
+Key = TypeVar("Key", str, tuple[str, str])
+
+
+def worker_died(rules: Rules, state: State, worker: str, node_lives: bool, now: float) -> Step:
+    """Its claims, leases and batch go back. A death is not the work's fault, but for a picture tried alone; five at
+    the same work, while the nodes live, stop the run (`Rules.stop`)."""
+    claims, lost_orders = _released(state.claims, worker)
+    leases, lost_leases = _released(state.leases, worker)
+    lost = [(order_id, "") for order_id in lost_orders] + list(lost_leases)
+    picture = state.alone.get(worker)
+    taken = state.taken
+    if taken is not None and taken.worker == worker:
+        lost.append((f"batch {state.next_batch}", ""))
+        taken = None
+    deaths = dict(state.deaths)
+    if node_lives and picture is None:
+        for work in lost:
+            deaths[work] = deaths.get(work, 0) + 1
+    state = state._replace(claims=claims, leases=leases, taken=taken, deaths=deaths, alone=without(state.alone, worker))
+    for order_id, reward in lost_leases:
+        if picture in rules.sizes.trajectory_ids(order_id):
+            return _killed_by(rules, state, picture, order_id, reward, worker, now)
+    return Step(state)
+
+
+def _killed_by(
+    rules: Rules, state: State, picture: int | None, order_id: str, reward: str, worker: str, now: float
+) -> Step:
+    reason = f"{reward}: the worker died on this picture alone"
+    record: Record = {
+        "kind": "failed",
+        "order": order_id,
+        "reward": reward,
+        "worker": worker,
+        "pictures": [picture],
+        "reasons": [reason],
+        "time": now,
+    }
+    step = record_all(state, record)
+    if not rules.is_set_aside(dict(work_of(step.state, order_id).failures)[picture]):
+        return step
+    aside: Record = {"kind": "set_aside", "order": order_id, "pictures": [picture], "reason": reason}
+    return settled(rules, Step(record_all(step.state, aside).state, (record, aside)), order_id)
+
+
+def overdue(rules: Rules, state: State, now: float) -> list[str]:
+    """Workers that hold a claim or a lease for more than twice its time-out; the fleet kills them."""
+    late = [w for holds in state.claims.values() for w in rules.overdue(holds, rules.claim_timeout_s, now)]
+    for (_, reward), holds in state.leases.items():
+        late += rules.overdue(holds, rules.lease_timeouts[reward], now)
+    return sorted(set(late))
+
+
+def _released(held: Mapping[Key, tuple[Hold, ...]], worker: str) -> tuple[dict[Key, tuple[Hold, ...]], list[Key]]:
+    left: dict[Key, tuple[Hold, ...]] = {}
+    lost: list[Key] = []
+    for key, holds in held.items():
+        others = tuple(hold for hold in holds if hold.worker != worker)
+        if others:
+            left[key] = others
+        if len(others) < len(holds):
+            lost.append(key)
+    return left, lost

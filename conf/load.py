@@ -1,0 +1,226 @@
+"""From the command line to a typed Config.
+
+    schema.py's defaults  <-  conf/default.yaml  <-  conf/experiment/<name>.yaml  <-  key=value on the command line
+
+The first word is the experiment: a name in conf/experiment, or the path of a YAML file (a run's config.yaml, too).
+Everything that is wrong with any of them is a UserError of one sentence.
+"""
+
+import dataclasses
+import difflib
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_type_hints
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from conf.errors import UserError
+from conf.prompts import named_sets
+from conf.schema import Config
+from conf.settings import section_type, settings, type_name
+
+CONF = Path(__file__).resolve().parent
+
+
+def load(argv: list[str]) -> Config:
+    """The configuration that a command line asks for, such as ["compressibility", "learner.lr=1e-4"].
+
+    Without a first word the experiment of conf/default.yaml is taken. Raises UserError.
+    """
+    default = read_yaml(CONF / "default.yaml")
+    word, overrides = (argv[0], argv[1:]) if argv and _is_experiment(argv[0]) else (default["experiment"], argv)
+    path = experiment_path(word)
+    merged = OmegaConf.structured(Config)
+    for layer in (default, {"experiment": path.stem}, read_yaml(path)):
+        merged = merge(merged, layer, f"{path}: ")
+    return to_config(merge(merged, parse_overrides(overrides), ""))
+
+
+def from_file(path: Path) -> Config:
+    """A resolved configuration as a run saved it. Raises UserError."""
+    return to_config(merge(OmegaConf.structured(Config), read_yaml(path), f"{path}: "))
+
+
+def experiments() -> dict[str, str]:
+    """The shipped experiments: name -> the first line of the file, which says what it is."""
+    files = sorted((CONF / "experiment").glob("*.yaml"))
+    return {file.stem: file.read_text().split("\n", 1)[0].lstrip("# ") for file in files}
+
+
+def experiment_path(word: str) -> Path:
+    """The YAML file of an experiment's name or path. Raises UserError."""
+    shipped = CONF / "experiment" / f"{word}.yaml"
+    if "/" not in word and shipped.is_file():
+        return shipped
+    if Path(word).is_file():
+        return Path(word)
+    known = list(experiments())
+    raise UserError(
+        f"there is no experiment {word!r}{_did_you_mean(word, known).rstrip('?')}: "
+        f"give one of {', '.join(known)}, or the path of a YAML file"
+    )
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The settings of a YAML file, as nested dicts. Raises UserError on what is not YAML or not a mapping."""
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path))
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {_one_line(error)}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold settings as key: value, and holds a {type(content).__name__}")
+    return {str(key): value for key, value in content.items()}
+
+
+def parse_overrides(texts: list[str]) -> dict[str, Any]:
+    """The command line's `key=value` words as nested dicts; of the same key the last one counts. Raises UserError."""
+    layer: dict[str, Any] = {}
+    for text in texts:
+        *parents, last = (parsed := _parse_override(text))[0]
+        node = layer
+        for parent in parents:
+            below = node.setdefault(parent, {})
+            if not isinstance(below, dict):
+                raise UserError(f"{text!r} sets something below {parent}, which has the value {below}: leave one out")
+            node = below
+        node[last] = parsed[1]
+    return layer
+
+
+def _parse_override(text: str) -> tuple[list[str], Any]:
+    """The parts of the key, and the value, which is read as YAML."""
+    key, equals, value = text.partition("=")
+    parts = key.split(".")
+    if not equals or not all(parts) or key.startswith("-") or key != key.strip():
+        raise UserError(f"{text!r} is not a setting: write key=value, such as learner.lr=1e-4 (--help lists them)")
+    if parts == ["experiment"]:
+        raise UserError(f"{text!r}: the experiment is the first word of the command, `python launch.py {value} ...`")
+    try:
+        # OmegaConf's reader rather than YAML's own: it takes 1e-4 for a number.
+        parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"the value in {text!r} is not valid YAML: {_one_line(error)}") from error
+    assert isinstance(parsed, dict)
+    return parts, parsed["value"]
+
+
+def merge(config: DictConfig, layer: dict[str, Any], where: str) -> DictConfig:
+    """`config` with `layer` over it; `where` begins the sentence of the UserError for unknown keys and wrong types.
+
+    A layer that says where the prompts come from replaces what the layers below it said.
+    """
+    _check(layer, Config, "", where)
+    if any(value is not None for value in layer.get("prompts", {}).values()):
+        layer = {**layer, "prompts": {"set": None, "list": None, "file": None, **layer["prompts"]}}
+    try:
+        merged = OmegaConf.merge(config, layer)
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
+        raise UserError(f"{where}{_one_line(error)}") from error
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def to_config(merged: DictConfig) -> Config:
+    """Plain dataclasses, interpolations resolved. Raises UserError."""
+    try:
+        OmegaConf.resolve(merged)
+        config = OmegaConf.to_object(merged)
+    except MissingMandatoryValue as error:
+        key = getattr(error, "full_key", None) or "a setting"
+        raise UserError(f"{key} has no value: give it one, {key}=...") from error
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or "a setting"
+        raise UserError(f"{key} cannot be worked out: {_one_line(error)}") from error
+    assert isinstance(config, Config)
+    return config
+
+
+def help_text() -> str:
+    """What `python launch.py --help` prints: how to call it, experiments, settings and prompt sets."""
+    shipped = [f"  {name:<24}{meaning}" for name, meaning in experiments().items()]
+    sets = [f"  {name:<32}{meaning}" for name, meaning in named_sets().items()]
+    lines = ["usage: python launch.py EXPERIMENT [KEY=VALUE ...]"]
+    lines += ["", "  python launch.py compressibility samplers.count=2 learner.lr=1e-4"]
+    lines += ["  python launch.py my_experiment.yaml run.name=second_try"]
+    lines += [
+        "",
+        "The same command on an existing run goes on with it; docs/configuration.md says what may change.",
+    ]
+    lines += ["", "experiments (conf/experiment), or the path of a YAML file:", *shipped]
+    lines += ["", "settings, with their type, default and meaning:"]
+    section = None
+    for setting in settings():
+        if setting.key.split(".")[0] != section:
+            section = setting.key.split(".")[0]
+            lines.append("")
+        lines.append(f"  {setting.key} ({setting.type}) = {setting.default}")
+        lines.append(f"      {setting.meaning}")
+    lines += ["", "prompt sets, for prompts.set:", *sets]
+    return "\n".join(lines)
+
+
+def _is_experiment(word: str) -> bool:
+    return "=" not in word and not word.startswith("-")
+
+
+def _check(layer: dict[str, Any], cls: type, prefix: str, where: str) -> None:
+    """Unknown keys and values of the wrong type, named by us: OmegaConf's messages are for programmers."""
+    hints = get_type_hints(cls)
+    names = [field.name for field in dataclasses.fields(cls)]
+    group = where + "{key}={value} names a group of settings: write {key}.<setting>=..."
+    for name, value in layer.items():
+        key = f"{prefix}{name}"
+        if name not in names:
+            elsewhere = {setting.key.rpartition(".")[2]: setting.key for setting in settings()}
+            guess = _did_you_mean(str(name), names, prefix) or _did_you_mean(str(name), list(elsewhere.values()))
+            if name in elsewhere:
+                guess = f", did you mean {elsewhere[name]}?"
+            shown = key if len(key) < 80 else f"{key[:60]}..."
+            raise UserError(f"{where}there is no setting {shown}{guess} (`python launch.py --help` lists them)")
+        hint, section = hints[name], section_type(hints[name])
+        if section is None:
+            _check_leaf(key, value, hint, where)
+        elif not isinstance(value, dict):
+            raise UserError(group.format(key=key, value=_shown(value)))
+        elif section is hint:
+            _check(value, section, f"{key}.", where)
+        else:
+            for entry, below in value.items():
+                if not isinstance(below, dict):
+                    raise UserError(group.format(key=f"{key}.{entry}", value=_shown(below)))
+                _check(below, section, f"{key}.{entry}.", where)
+
+
+def _check_leaf(key: str, value: Any, hint: Any, where: str) -> None:
+    """One value against the type of its setting, by OmegaConf's own conversion of a lone field of that type."""
+    if isinstance(value, str) and "${" in value:
+        return  # an interpolation is converted when it is resolved
+    lone = dataclasses.make_dataclass("Lone", [("value", hint, dataclasses.field(default="???"))])
+    # A truth value is only a truth value, and text only text: OmegaConf would read 3 as true and 7 as "7".
+    allowed = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    loose = (bool in allowed and not isinstance(value, bool | str)) or (
+        str in allowed and isinstance(value, list | dict)
+    )
+    try:
+        if loose:
+            raise ValueError("loose")
+        OmegaConf.merge(OmegaConf.structured(lone), {"value": value})
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
+        raise UserError(f"{where}{key}={_shown(value)} has the wrong type: it takes {type_name(hint)}") from error
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value)
+
+
+def _did_you_mean(word: str, known: list[str], prefix: str = "") -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
+    return f", did you mean {prefix}{close[0]}?" if close else ""
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split("full_key:")[0].split())

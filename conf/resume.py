@@ -1,0 +1,159 @@
+"""A run folder's own configuration: saved once, compared at every later start, and held by one driver at a time.
+
+runs/<name>/config.yaml    the resolved settings; `python launch.py runs/<name>/config.yaml` goes on with the run
+runs/<name>/prompts.txt    the prompts as they were resolved, one a line: a file or a set may change afterwards
+runs/.<name>.lock          held (flock) while a driver works on the run; freed by the kernel however the driver ends
+"""
+
+import dataclasses
+import fcntl
+import itertools
+import json
+import os
+import re
+import socket
+from datetime import datetime
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from conf.errors import UserError
+from conf.load import from_file
+from conf.schema import Config
+
+# What may differ from the saved settings. None of these changes what a batch is made of or how it is trained.
+MAY_CHANGE = re.compile(
+    r"experiment|run\.(name|dir)|ray\..*"
+    r"|prompts\..*"  # where prompts come from; what they are is compared itself
+    r"|run\.batches"  # upward
+    r"|(samplers|rewards\.[^.]+)\.count|(samplers|learner|rewards\.[^.]+)\.num_(cpus|gpus)"
+    r"|rewards\.[^.]+\.timeout_s|buffer\.(claim_timeout_s|keep_batches|max_failed_share)|checkpoints\.keep"
+)
+
+
+def save_config(run_dir: Path, config: Config, prompts: list[str]) -> None:
+    """Writes the resolved settings and prompts into the run folder; config.yaml, the last, is there whole or not."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    _write_atomically(run_dir / "prompts.txt", "".join(f"{prompt}\n" for prompt in prompts))
+    _write_atomically(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def check_resume(run_dir: Path, config: Config, prompts: list[str]) -> None:
+    """Raises UserError if `run_dir` holds a run that other settings or prompts began. Changes nothing."""
+    saved_config, saved_prompts = run_dir / "config.yaml", run_dir / "prompts.txt"
+    if not saved_config.exists():
+        # prompts.txt alone is what a start leaves that ended between the two files.
+        foreign = next((p for p in run_dir.iterdir() if p.name != "prompts.txt"), None) if run_dir.is_dir() else None
+        if foreign is not None or (run_dir.exists() and not run_dir.is_dir()):
+            raise UserError(f"{run_dir} exists and is not a run (no config.yaml in it): choose another run.name")
+        return
+    saved = from_file(saved_config)
+    differences = changed_settings(saved, config)
+    if not saved_prompts.is_file():
+        raise UserError(f"{run_dir} has lost its prompts.txt: put it back, or choose another run.name")
+    old_prompts = saved_prompts.read_text().splitlines()
+    if old_prompts != prompts:
+        pairs = enumerate(itertools.zip_longest(old_prompts, prompts), start=1)
+        number, (old, new) = next((n, pair) for n, pair in pairs if pair[0] != pair[1])
+        differences.append(f"prompt {number}: {old!r} -> {new!r}")
+    if differences:
+        raise UserError(
+            f"{run_dir} was begun with other settings ({'; '.join(differences)}): "
+            "take them back to go on with it, or choose another run.name"
+        )
+    if config.run.batches < saved.run.batches:
+        raise UserError(
+            f"run.batches={config.run.batches} is less than the {saved.run.batches} that {run_dir} was begun with: "
+            "it may only be raised"
+        )
+
+
+def changed_settings(saved: Config, new: Config) -> list[str]:
+    """`key: old -> new` for every setting that differs and must not."""
+    old_rewards, new_rewards = saved.rewards, new.rewards
+    lost = [f"rewards.{n}: {old_rewards[n].path} -> absent" for n in old_rewards if n not in new_rewards]
+    added = [f"rewards.{n}: absent -> {new_rewards[n].path}" for n in new_rewards if n not in old_rewards]
+    shared = old_rewards.keys() & new_rewards.keys()
+    old_values, new_values = (
+        flatten(dataclasses.asdict(c) | {"rewards": {n: dataclasses.asdict(c.rewards[n]) for n in shared}})
+        for c in (saved, new)
+    )
+    absent = "absent"
+    return [
+        *(
+            f"{key}: {_shown(old_values.get(key, absent))} -> {_shown(new_values.get(key, absent))}"
+            for key in {**old_values, **new_values}
+            if not MAY_CHANGE.fullmatch(key) and old_values.get(key, absent) != new_values.get(key, absent)
+        ),
+        *lost,
+        *added,
+    ]
+
+
+def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one dict with dotted keys; lists and empty dicts are values."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return flat
+
+
+class RunLock:
+    """`with RunLock(run_dir):` one driver at a time, a UserError naming the other one otherwise.
+
+    The file lies beside the run folder, so that a refused start leaves the folder as it was. It is a courtesy for a
+    clear message on one machine or a file system with working locks; the data are kept safe by the buffer's epochs.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self.path = run_dir.parent / f".{run_dir.name}.lock"
+
+    def __enter__(self) -> "RunLock":
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = self.path.open("a+")
+        except OSError as error:
+            raise UserError(
+                f"run.dir={self.path.parent} cannot be written to ({error.strerror}): choose another run.dir"
+            ) from error
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.file.close()
+            raise UserError(
+                f"{self.run_dir} is in use by another driver ({self._holder()}): "
+                "wait for it, stop it, or choose another run.name"
+            ) from None
+        self.file.seek(0)
+        self.file.truncate()
+        started = datetime.now().astimezone().isoformat(timespec="seconds")
+        json.dump({"host": socket.gethostname(), "pid": os.getpid(), "since": started}, self.file)
+        self.file.flush()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        # The file stays: whoever removed it could remove it under a driver that has just opened it.
+        self.file.close()
+
+    def _holder(self) -> str:
+        try:
+            holder = json.loads(self.path.read_text())
+            return f"host {holder['host']}, process {holder['pid']}, since {holder['since']}"
+        except (OSError, ValueError, KeyError, TypeError):
+            return "which has just started"
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _shown(value: Any) -> str:
+    return str(value.value if isinstance(value, Enum) else "null" if value is None else value)

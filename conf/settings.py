@@ -1,0 +1,90 @@
+"""Every setting by its dotted key, read from schema.py: for --help, and to compare misspelled keys with."""
+
+import dataclasses
+import inspect
+import io
+import re
+import tokenize
+from dataclasses import dataclass
+from enum import Enum
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from conf import schema
+
+FIELD = re.compile(r"    (\w+): ")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One leaf of the configuration."""
+
+    key: str  # dotted; a dict's names are written <name>: "rewards.<name>.weight"
+    type: str  # as a person reads it: "float", "list of str", "ddpo_is | ddpo_sf"
+    default: str  # as it is written on the command line; "required" where there is none
+    meaning: str  # the comment beside it in schema.py
+
+
+def settings(cls: type = schema.Config, prefix: str = "") -> list[Setting]:
+    """All settings of a configuration class, in the order of schema.py."""
+    found = []
+    meanings, hints = _comments(cls), get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        key, hint = prefix + field.name, hints[field.name]
+        section = section_type(hint)
+        if section is not None:
+            found += settings(section, f"{key}." if dataclasses.is_dataclass(hint) else f"{key}.<name>.")
+        else:
+            found.append(Setting(key, type_name(hint), _default(field), meanings.get(field.name, "")))
+    return found
+
+
+def section_type(hint: Any) -> type | None:
+    """The dataclass that lies under a field of this type, directly or as the values of a dict; None for a leaf."""
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return hint
+    if get_origin(hint) is dict and dataclasses.is_dataclass(get_args(hint)[1]):
+        values: type = get_args(hint)[1]
+        return values
+    return None
+
+
+def type_name(hint: Any) -> str:
+    """A type in words that need no Python."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return " | ".join(member.value for member in hint)
+    if origin is UnionType:
+        return " | ".join(type_name(a) if a is not type(None) else "null" for a in arguments)
+    if origin is list:
+        return f"list of {type_name(arguments[0])}"
+    if origin is tuple:
+        return f"[{', '.join(type_name(a) for a in arguments)}]"
+    if origin is dict:
+        return "mapping"
+    return str(hint.__name__)
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    value = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+    if value == "???":
+        return "required"
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(str, value))}]"
+    return str(value)
+
+
+def _comments(cls: type) -> dict[str, str]:
+    """The comment at the end of each field's line."""
+    source = inspect.getsource(cls)
+    lines = source.splitlines()
+    comments = {}
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        field = FIELD.match(lines[token.start[0] - 1]) if token.type == tokenize.COMMENT else None
+        if field:
+            comments[field[1]] = token.string.removeprefix("#").strip()
+    return comments

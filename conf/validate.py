@@ -1,0 +1,207 @@
+"""What must hold between settings, and between settings and the cluster, before anything starts.
+
+Each check is one sentence for a user: the setting with its value, and the fix.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable
+
+from conf.errors import UserError
+from conf.prompts import resolve_prompts
+from conf.resume import flatten
+from conf.schema import Algorithm, Config, DType
+
+Check = tuple[Callable[[float], bool], str]
+
+POSITIVE: Check = (lambda x: x > 0, "must be greater than 0")
+NOT_NEGATIVE: Check = (lambda x: x >= 0, "must not be negative")
+AT_LEAST_ONE: Check = (lambda x: x >= 1, "must be at least 1")
+SHARE: Check = (lambda x: 0 <= x <= 1, "must lie between 0 and 1")
+CPUS: Check = (lambda x: x >= 0 and (x < 1 or x == int(x)), "must be a whole number, or a share between 0 and 1")
+
+RANGES: dict[str, Check] = {
+    "run.seed": NOT_NEGATIVE,
+    "run.batches": AT_LEAST_ONE,
+    "model.lora.rank": AT_LEAST_ONE,
+    "model.lora.alpha": POSITIVE,
+    "sampling.steps": (lambda x: 1 <= x <= 1000, "must lie between 1 and 1000, the steps that models are trained on"),
+    "sampling.eta": (
+        lambda x: 0 < x <= 1,
+        "must be greater than 0, which is deterministic and no policy, and at most 1",
+    ),
+    "sampling.guidance": (lambda x: x >= 1, "must be at least 1, which is no guidance"),
+    "buffer.batch_size": AT_LEAST_ONE,
+    "buffer.order_size": AT_LEAST_ONE,
+    "buffer.max_staleness": NOT_NEGATIVE,
+    "buffer.keep_batches": AT_LEAST_ONE,
+    "buffer.claim_timeout_s": POSITIVE,
+    "buffer.max_failed_share": SHARE,
+    "samplers.count": AT_LEAST_ONE,
+    "samplers.num_cpus": CPUS,
+    "samplers.num_gpus": CPUS,
+    "samplers.threads": AT_LEAST_ONE,
+    "rewards.*.count": AT_LEAST_ONE,
+    "rewards.*.num_cpus": CPUS,
+    "rewards.*.num_gpus": CPUS,
+    "rewards.*.batch_size": AT_LEAST_ONE,
+    "rewards.*.timeout_s": POSITIVE,
+    "learner.lr": POSITIVE,
+    "learner.weight_decay": NOT_NEGATIVE,
+    "learner.optimizer_steps": AT_LEAST_ONE,
+    "learner.clip_range": POSITIVE,
+    "learner.advantage_clip": POSITIVE,
+    "learner.max_grad_norm": POSITIVE,
+    "learner.tracker_size": AT_LEAST_ONE,
+    "learner.tracker_min_count": AT_LEAST_ONE,
+    "learner.microbatch": AT_LEAST_ONE,
+    "learner.num_cpus": CPUS,
+    "learner.num_gpus": CPUS,
+    "learner.threads": AT_LEAST_ONE,
+    "evaluation.count": AT_LEAST_ONE,
+    "evaluation.every": AT_LEAST_ONE,
+    "evaluation.grid": AT_LEAST_ONE,
+    "checkpoints.keep": AT_LEAST_ONE,
+}
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+# Names that a reward's column would share with another column of trajectories/*.parquet.
+TAKEN_COLUMNS = frozenset(
+    "trajectory_id order_id batch prompt prompt_id seed policy_version policy_digest age reward advantage set_aside "
+    "claimed rolled_out scored trained latents timesteps log_probs image score".split()
+)
+
+
+def validate(config: Config) -> None:
+    """Raises UserError at the first thing that cannot be. Reads no file but that of the prompts."""
+    _check_ranges(config)
+    _check_names(config)
+    _check_sizes(config)
+    _check_rewards(config)
+    _check_types(config)
+    resolve_prompts(config.prompts)
+
+
+def cluster_fits(config: Config, resources: dict[str, float]) -> None:
+    """Raises UserError if not even one actor of each role fits at once on a cluster with these resources in all."""
+    roles = {"a sampler": config.samplers, "the learner": config.learner}
+    roles |= {f"a {name} reward": reward for name, reward in config.rewards.items()}
+    for unit, resource in (("num_cpus", "CPU"), ("num_gpus", "GPU")):
+        needs = {role: float(getattr(worker, unit)) for role, worker in roles.items()}
+        has, needed = resources.get(resource, 0.0), math.fsum(needs.values())
+        if needed > has + 1e-6:
+            parts = ", ".join(f"{role} {need:g}" for role, need in needs.items() if need)
+            raise UserError(
+                f"the cluster has {has:g} {resource}s, but one actor of each role needs {needed:g} ({parts}): "
+                f"lower their {unit} or use a larger cluster"
+            )
+
+
+def effective_gpus(config: Config, resources: dict[str, float]) -> tuple[Config, list[str]]:
+    """The settings with every num_gpus at 0 where the cluster has no GPU, and a sentence that says so."""
+    wanted = {key: value for key, value in flatten(dataclasses.asdict(config)).items() if key.endswith(".num_gpus")}
+    asking = [f"{key}={value:g}" for key, value in wanted.items() if value]
+    if resources.get("GPU", 0) > 0 or not asking:
+        return config, []
+    without = dataclasses.replace(
+        config,
+        samplers=dataclasses.replace(config.samplers, num_gpus=0.0),
+        learner=dataclasses.replace(config.learner, num_gpus=0.0),
+        rewards={name: dataclasses.replace(reward, num_gpus=0.0) for name, reward in config.rewards.items()},
+    )
+    return without, [f"no GPU in this cluster: {', '.join(asking)} taken as 0, everything runs on CPUs"]
+
+
+def _check_ranges(config: Config) -> None:
+    for key, value in flatten(dataclasses.asdict(config)).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{key}={value} must be a finite number")
+        parts = key.split(".")
+        pattern = f"rewards.*.{parts[2]}" if parts[0] == "rewards" and len(parts) == 3 else key
+        within, sentence = RANGES.get(pattern, (lambda x: True, ""))
+        if not within(value):
+            raise UserError(f"{key}={value} {sentence}")
+    if not all(0 < beta < 1 for beta in config.learner.betas):
+        raise UserError(f"learner.betas={list(config.learner.betas)} must lie between 0 and 1, such as [0.9, 0.999]")
+
+
+def _check_names(config: Config) -> None:
+    if not NAME.fullmatch(config.run.name):
+        raise UserError(
+            f"run.name={config.run.name!r} must be a folder's name of letters, digits, '_', '-' and '.', "
+            "beginning with a letter or digit; where the folder lies is run.dir"
+        )
+    for name in config.rewards:
+        if not NAME.fullmatch(name) or "." in name or name in TAKEN_COLUMNS:
+            raise UserError(f"rewards.{name}: {name!r} cannot be a reward, as it is no free column name: rename it")
+    if not config.model.path:
+        raise UserError("model.path is empty: give the folder of a diffusers pipeline or a hub id")
+    if not config.model.lora.targets:
+        raise UserError("model.lora.targets is empty: name the layers to train, such as [to_q, to_k, to_v, to_out.0]")
+
+
+def _check_sizes(config: Config) -> None:
+    size, order = config.buffer.batch_size, config.buffer.order_size
+    steps, evaluation = config.learner.optimizer_steps, config.evaluation
+    if size % order:
+        raise UserError(
+            f"buffer.batch_size={size} is not divisible by buffer.order_size={order}: "
+            f"take {_nearest_multiple(size, order)} or another order_size"
+        )
+    if size // order < 4:
+        raise UserError(
+            f"buffer.batch_size={size} makes {size // order} orders of buffer.order_size={order}, and a batch has at "
+            f"least four: take an order_size of at most {size // 4} or a larger batch"
+            if size >= 4
+            else f"buffer.batch_size={size} is too small: a batch has at least four orders, so take 4 or more"
+        )
+    if evaluation.count % order:
+        raise UserError(
+            f"evaluation.count={evaluation.count} is not divisible by buffer.order_size={order}: "
+            f"take {_nearest_multiple(evaluation.count, order)}"
+        )
+    if evaluation.grid > evaluation.count:
+        raise UserError(f"evaluation.grid={evaluation.grid} is more than evaluation.count={evaluation.count}: lower it")
+    if steps > size:
+        raise UserError(
+            f"learner.optimizer_steps={steps} is more than buffer.batch_size={size}, "
+            "and each step needs a trajectory: lower it"
+        )
+    if config.learner.algorithm is Algorithm.ddpo_sf and steps > 1:
+        raise UserError(
+            f"learner.algorithm=ddpo_sf with learner.optimizer_steps={steps}: its gradient holds only for fresh data, "
+            "so set learner.optimizer_steps=1, or take ddpo_is"
+        )
+    if config.learner.algorithm is Algorithm.ddpo_sf and config.buffer.max_staleness > 0:
+        raise UserError(
+            f"learner.algorithm=ddpo_sf with buffer.max_staleness={config.buffer.max_staleness}: its gradient holds "
+            "only for fresh data, so set buffer.max_staleness=0, or take ddpo_is"
+        )
+    if config.learner.tracker_min_count > config.learner.tracker_size:
+        raise UserError(
+            f"learner.tracker_min_count={config.learner.tracker_min_count} is never reached with "
+            f"learner.tracker_size={config.learner.tracker_size}: lower it"
+        )
+
+
+def _check_rewards(config: Config) -> None:
+    if not config.rewards:
+        raise UserError("no reward is set: add one, such as rewards.compressibility.path=compressibility")
+    if all(reward.weight == 0 for reward in config.rewards.values()):
+        names = ", ".join(f"rewards.{name}.weight" for name in config.rewards)
+        raise UserError(f"nothing to train on with {names} at 0: raise one")
+    for name, reward in config.rewards.items():
+        if not reward.path:
+            raise UserError(f"rewards.{name}.path is empty: give a built-in name or module:Class")
+
+
+def _check_types(config: Config) -> None:
+    stored = config.sampling.latents_dtype
+    if stored not in (DType.float32, DType.float16):
+        raise UserError(
+            f"sampling.latents_dtype={stored.value} cannot be stored: take float32, or float16 for half the space"
+        )
+
+
+def _nearest_multiple(value: int, of: int) -> int:
+    return max(of, round(value / of) * of)

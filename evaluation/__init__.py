@@ -1,0 +1,1 @@
+"""What a run achieved: comparisons on the fixed evaluation set, picture grids and the report."""

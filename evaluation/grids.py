@@ -1,0 +1,77 @@
+"""Grids of pictures, as one PIL image or PNG file."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+GAP = 6  # pixels between pictures
+SMALLEST_CELL = 128  # smaller pictures are enlarged to at least this width, so that captions fit under them
+CAPTION_SIZE = 12
+CAPTION_LINES = 2
+PAPER, INK = (255, 255, 255), (70, 70, 78)
+
+
+def grid(images: np.ndarray, captions: Sequence[str] | None = None, columns: int | None = None) -> Image.Image:
+    """One RGB image of n pictures, row by row, with a caption of at most two lines under each.
+
+    images: uint8 [n, H, W, 3], n >= 1. Small pictures are enlarged by a whole factor. Raises ValueError for other
+    arrays, and when there are not as many captions as pictures.
+    """
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not len(images):
+        raise ValueError(f"a grid is made of uint8 pictures [n, H, W, 3], got {images.dtype} {list(images.shape)}")
+    if captions is not None and len(captions) != len(images):
+        raise ValueError(f"{len(images)} pictures have {len(captions)} captions")
+    columns = min(len(images), columns or math.ceil(math.sqrt(len(images))))
+    rows = math.ceil(len(images) / columns)
+    factor = max(1, math.ceil(SMALLEST_CELL / images.shape[2]))
+    height, width = images.shape[1] * factor, images.shape[2] * factor
+    font = ImageFont.load_default(CAPTION_SIZE)
+    caption_height = CAPTION_LINES * (CAPTION_SIZE + 3) + 4 if captions is not None else 0
+    canvas = Image.new("RGB", size_of(rows, columns, width, height + caption_height), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for index, pixels in enumerate(images):
+        row, column = divmod(index, columns)
+        left, top = GAP + column * (width + GAP), GAP + row * (height + caption_height + GAP)
+        picture = Image.fromarray(pixels)
+        canvas.paste(picture.resize((width, height), Image.Resampling.BICUBIC) if factor > 1 else picture, (left, top))
+        if captions is not None:
+            lines = wrap(captions[index], width, font)
+            draw.multiline_text((left, top + height + 3), "\n".join(lines), fill=INK, font=font, spacing=3)
+    return canvas
+
+
+def size_of(rows: int, columns: int, cell_width: int, cell_height: int) -> tuple[int, int]:
+    """(width, height) of a grid in pixels, with a gap round every cell."""
+    return GAP + columns * (cell_width + GAP), GAP + rows * (cell_height + GAP)
+
+
+def save_grid(path: Path, images: np.ndarray, captions: Sequence[str] | None = None) -> None:
+    """Writes `grid` as PNG; the file is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    grid(images, captions).save(partial, format="PNG", optimize=True)
+    partial.replace(path)
+
+
+def wrap(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> list[str]:
+    """The text in at most CAPTION_LINES lines of `width` pixels; what does not fit ends in an ellipsis."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    shown = lines[:CAPTION_LINES]
+    if len(lines) > CAPTION_LINES:
+        shown[-1] += "…"
+    return [shorten(line, width, font) for line in shown]
+
+
+def shorten(line: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
+    while font.getlength(line) > width and len(line) > 1:
+        line = line.rstrip("…")[:-1] + "…"
+    return line

@@ -1,0 +1,44 @@
+"""run.json: what only the driver knows of a run, one entry a sitting (from a start of the driver to its end).
+
+{"sittings": {"1": {"started": unix seconds, "ended": unix seconds, "machine": {...}, "restarts": 0,
+                    "seconds": {"sampler-0": {"rolling out": 81.2, "waiting for orders": 3.1}, ...}}, ...}}
+"""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from evaluation.machine import machine_info
+
+NAME = "run.json"
+
+
+def record_sitting(
+    run_dir: Path, epoch: int, started: float, seconds: dict[str, dict[str, float]], restarts: int = 0
+) -> None:
+    """Writes or replaces the entry of the sitting with this epoch, atomically: call it as often as wanted.
+
+    seconds: of each worker, by occupation; those it waited begin with "waiting". started: unix seconds.
+    """
+    record = read_record(run_dir)
+    record["sittings"][str(epoch)] = {
+        "started": started,
+        "ended": time.time(),
+        "machine": machine_info(),
+        "restarts": restarts,
+        "seconds": seconds,
+    }
+    partial = run_dir / f".{NAME}.partial"
+    with partial.open("w") as file:
+        json.dump(record, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(run_dir / NAME)
+
+
+def read_record(run_dir: Path) -> dict[str, Any]:
+    """What run.json holds; no sittings where there is none."""
+    path = run_dir / NAME
+    return json.loads(path.read_text()) if path.exists() else {"sittings": {}}

@@ -1,0 +1,78 @@
+"""report.html: one self-contained page that shows what a run did. `write_report(run_dir)` at any time.
+
+python -m evaluation.report runs/compressibility
+"""
+
+import base64
+import html
+import sys
+from pathlib import Path
+from string import Template
+
+from evaluation import sections
+from evaluation.run_files import RunFiles, read_run
+
+PAGE = Path(__file__).resolve().parent / "page.html"
+
+
+def write_report(run_dir: Path) -> Path:
+    """Writes run_dir/report.html and gives its path. Raises conf.errors.UserError if run_dir is no run's folder."""
+    run = read_run(run_dir)
+    page = Template(PAGE.read_text()).substitute(
+        title=html.escape(run.name),
+        headline=sections.headline(run),
+        cards=sections.cards(run),
+        pictures=pictures(run),
+        reward=sections.reward_curve(run),
+        curves=sections.curves(run),
+        prompts=sections.prompts(run),
+        time=sections.where_time_went(run),
+        settings=sections.settings(run),
+        machine=sections.machine(run),
+        usage=sections.usage(run, run_dir),
+    )
+    report = run_dir / "report.html"
+    partial = run_dir / ".report.html.partial"
+    partial.write_text(page, encoding="utf-8")
+    partial.replace(report)
+    return report
+
+
+def pictures(run: RunFiles) -> str:
+    """The first and the last grid side by side, and a slider through all of them."""
+    if not run.samples:
+        return ""
+    versions = spread(sorted(run.samples), 12)
+    sources = {v: f"data:image/png;base64,{base64.b64encode(run.samples[v].read_bytes()).decode()}" for v in versions}
+    first, last = versions[0], versions[-1]
+    if first == last:
+        return (
+            f'<section><h2>Pictures</h2><div class="pair">{_figure(sources[first], f"version {first}")}</div></section>'
+        )
+    frames = "".join(
+        f'<img src="{sources[v]}" data-version="{v}" alt="pictures at version {v}">' for v in versions[1:-1]
+    )
+    pair = _figure(sources[first], "before: the base model") + _figure(sources[last], f"after {last} batches", "after")
+    slider = (
+        f'<label class="slider">on the right: <output>version {last}</output>'
+        f'<input type="range" min="0" max="{len(versions) - 1}" value="{len(versions) - 1}"></label>'
+    )
+    return (
+        "<section><h2>Before and after</h2><p>Every cell is the same prompt and the same seed in both grids.</p>"
+        f'<div class="pair">{pair}</div>{slider}<div class="frames" hidden>{frames}</div></section>'
+    )
+
+
+def spread(values: list[int], count: int) -> list[int]:
+    """At most `count` of the values, evenly spread, with the first and the last."""
+    if len(values) <= count:
+        return values
+    return [values[round(i * (len(values) - 1) / (count - 1))] for i in range(count)]
+
+
+def _figure(source: str, caption: str, name: str = "before") -> str:
+    return f'<figure class="{name}"><img src="{source}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
+
+
+if __name__ == "__main__":
+    print(write_report(Path(sys.argv[1])))

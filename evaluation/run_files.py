@@ -1,0 +1,69 @@
+"""Everything that a run's folder says, read for the report. What is missing is empty: any moment's folder reads."""
+
+import json
+import math
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from conf.load import from_file
+from conf.schema import Config
+from evaluation.record import read_record
+from evaluation.summary import read_evaluations
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    name: str
+    config: Config
+    config_text: str
+    batches: list[dict[str, float]]  # the rows of metrics.jsonl that are of batches, in order
+    evaluations: dict[int, pa.Table]  # by version, see summary.py
+    samples: dict[int, Path]  # picture grids by version
+    sittings: list[dict[str, Any]]  # of run.json, in order
+    trajectories: int  # trained on or set aside
+    set_aside: dict[str, int]  # reason -> trajectories and evaluation pictures
+    max_age: int | None  # largest age by the trajectories' rows
+
+
+def read_run(run_dir: Path) -> RunFiles:
+    """Raises conf.errors.UserError if the folder has no readable config.yaml."""
+    evaluations = read_evaluations(run_dir)
+    rows = newest_of_each_batch(run_dir / "trajectories")
+    tables = [pq.read_table(path, columns=["age", "set_aside"]) for path in rows]
+    ages = [age for table in tables for age in table["age"].to_pylist() if age is not None]
+    reasons = [reason for table in [*tables, *evaluations.values()] for reason in table["set_aside"].to_pylist()]
+    return RunFiles(
+        name=run_dir.resolve().name,
+        config=from_file(run_dir / "config.yaml"),
+        config_text=(run_dir / "config.yaml").read_text(),
+        batches=[row for row in read_metrics(run_dir / "metrics.jsonl") if "batch" in row],
+        evaluations=evaluations,
+        samples={int(path.stem[1:]): path for path in sorted((run_dir / "samples").glob("v[0-9]*.png"))},
+        sittings=list(read_record(run_dir)["sittings"].values()),
+        trajectories=sum(len(table) for table in tables),
+        set_aside=dict(Counter(reason for reason in reasons if reason).most_common()),
+        max_age=max(ages, default=None),
+    )
+
+
+def newest_of_each_batch(folder: Path) -> list[Path]:
+    """One Parquet file a batch: names are <batch>.<epoch>.<attempt>.parquet, and the last of a batch's is the one
+    that was trained."""
+    return list({path.name.split(".")[0]: path for path in sorted(folder.glob("*.parquet"))}.values())
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The rows of a metrics.jsonl, without a last line that a death tore off."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def series(rows: list[dict[str, float]], key: str) -> tuple[list[float], list[float]]:
+    """(batches, values) of one key of the metrics, where it is there and finite."""
+    found = [(row["batch"], row[key]) for row in rows if math.isfinite(row.get(key, math.nan))]
+    return [batch for batch, _ in found], [value for _, value in found]

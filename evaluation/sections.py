@@ -1,0 +1,263 @@
+"""The sections of the report: functions from what was read of a run to a piece of HTML, "" if there is nothing."""
+
+import dataclasses
+import html
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from conf.resume import flatten
+from conf.schema import Config
+from evaluation.machine import describe, machine_info
+from evaluation.run_files import RunFiles, series
+from evaluation.summary import Comparison, by_prompt, compare_tables, curve, reward_names
+from evaluation.svg import Curve, chart, number
+
+# Curves with a title and a sentence of their own, by the first of the keys that the metrics have; the rest follow.
+PANELS: tuple[tuple[str, tuple[str, ...], str], ...] = (
+    (
+        "KL to the base model",
+        ("kl_to_base", "kl/base"),
+        "How far the finetuned sampler has moved, in nats a trajectory.",
+    ),
+    ("Clipped", ("clip_fraction",), "Share of (trajectory, step) pairs whose ratio left the clip range."),
+    ("Log-prob gap", ("log_prob_gap", "ratio/max_abs_log"), "Largest |log ratio| before the first update; 0 is right."),
+    (
+        "Age of the data",
+        ("age_max", "age/max", "age_mean", "age/mean"),
+        "Versions between rollout and training, at most.",
+    ),
+    (
+        "Spread within a prompt",
+        ("reward_std_per_prompt", "reward/std_per_prompt"),
+        "Mean per-prompt std of the reward.",
+    ),
+    ("Pictures per second", ("images_per_s", "trajectories_per_s"), "Rolled out, scored and trained on."),
+    ("Gradient norm", ("grad_norm",), "Before it is clipped."),
+)
+MEAN_REWARD = ("reward/mean", "reward_mean")
+
+
+def headline(run: RunFiles) -> str:
+    """The result in a sentence."""
+    total = run.config.run.batches
+    done = f"{len(run.batches)} of {total} batches"
+    change = compare_tables(run.evaluations)
+    if change is None:
+        return f"{done} trained; no two evaluations to compare yet."
+    verb = "rose" if change.difference > 0 else "fell"
+    gain = f", {signed(change.gain)} standard deviations of the base model" if math.isfinite(change.gain) else ""
+    return (
+        f"In {done} the mean reward over {change.count} fixed pairs of prompt and seed {verb} from "
+        f"<b>{number(change.before_mean)}</b> to <b>{number(change.after_mean)}</b>{gain}."
+    )
+
+
+def cards(run: RunFiles) -> str:
+    """The few numbers that come first."""
+    change = compare_tables(run.evaluations)
+    facts: list[tuple[str, str, str]] = []
+    if change is not None and math.isfinite(change.gain):
+        error = f"± {number(change.standard_error / change.before_std)} standard error"
+        facts.append((signed(change.gain), "base standard deviations gained", error))
+    facts.append((f"{len(run.batches)} / {run.config.run.batches}", "batches", f"{run.trajectories:,} trajectories"))
+    seconds = sum(sitting["ended"] - sitting["started"] for sitting in run.sittings)
+    if seconds:
+        sittings = f"{len(run.sittings)} sitting{'s' if len(run.sittings) != 1 else ''}"
+        facts.append((duration(seconds), "wall clock", sittings))
+    if run.max_age is not None:
+        facts.append((str(run.max_age), "largest age", f"allowed: {run.config.buffer.max_staleness}"))
+    aside = sum(run.set_aside.values())
+    facts.append((str(aside), "pictures set aside", ", ".join(f"{k}: {v}" for k, v in list(run.set_aside.items())[:2])))
+    restarts = sum(sitting.get("restarts", 0) for sitting in run.sittings)
+    facts += [(str(restarts), "workers restarted", "")] if restarts else []
+    return "".join(
+        f'<div class="card"><b>{html.escape(value)}</b><span>{html.escape(name)}</span>'
+        f"<small>{html.escape(note[:80])}</small></div>"
+        for value, name, note in facts
+    )
+
+
+def reward_curve(run: RunFiles) -> str:
+    """The reward of training batches and of the evaluation set, and what each single reward did."""
+    key = first_key(run, MEAN_REWARD)
+    curves = [Curve("evaluation set", *_evaluation_curve(run, "reward"), kind="points", errors=_errors(run, "reward"))]
+    if key:
+        batches, values = series(run.batches, key)
+        curves.append(Curve("training batch", batches, values, kind="faint"))
+    base = curve(run.evaluations)
+    baseline = base[0].mean if base and base[0].version == 0 else None
+    drawing = chart(curves, width=980, height=340, x_label="batches trained", baseline=baseline)
+    if not drawing:
+        return ""
+    legend = '<p class="legend"><span class="c0">● evaluation set, mean ± standard error</span>'
+    legend += '<span class="c1">— training batches</span>' if key else ""
+    legend += "<span>┄ base model</span>" if baseline is not None else ""
+    return f"<section><h2>Reward</h2>{legend}</p>{drawing}{_comparison_table(run)}</section>"
+
+
+def curves(run: RunFiles) -> str:
+    """Small charts of every key in the metrics: those that need a sentence first, the others folded away."""
+    shown: list[str] = []
+    used = {"batch", "time", *MEAN_REWARD}
+    for title, keys, sentence in PANELS:
+        key = first_key(run, keys)
+        used |= set(keys)
+        if key:
+            shown.append(_small(run, key, title, sentence))
+    others = sorted({key for row in run.batches for key in row} - used)
+    rest = "".join(_small(run, key, key, "") for key in others)
+    if not shown and not rest:
+        return ""
+    folded = f'<details><summary>All other curves</summary><div class="grid">{rest}</div></details>' if rest else ""
+    return f'<section><h2>Training</h2><div class="grid">{"".join(shown)}</div>{folded}</section>'
+
+
+def prompts(run: RunFiles) -> str:
+    """The prompts that gained most and least."""
+    rows = by_prompt(run.evaluations)
+    if not rows:
+        return ""
+    chosen = rows if len(rows) <= 12 else [*rows[:6], *rows[-6:]]
+    cells = [(p, number(before), number(after), signed(after - before)) for p, before, after in chosen]
+    heading = "Prompts" if len(rows) <= 12 else "Prompts that gained most and least"
+    return f"<section><h2>{heading}</h2>{table(('prompt', 'before', 'after', 'change'), cells)}</section>"
+
+
+def where_time_went(run: RunFiles) -> str:
+    """For each worker the shares of its time by occupation, waiting last and pale: which count to raise."""
+    workers: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for sitting in run.sittings:
+        for worker, occupations in sitting["seconds"].items():
+            for occupation, seconds in occupations.items():
+                workers[worker][occupation] += seconds
+    bars = "".join(_bar(worker, occupations) for worker, occupations in sorted(workers.items()))
+    if not bars:
+        return ""
+    sentence = "Hatched is waiting. A role that never waits holds the others up: raise its count."
+    return f"<section><h2>Where the time went</h2><p>{sentence}</p>{bars}</section>"
+
+
+def settings(run: RunFiles) -> str:
+    """What differs from the defaults, and the whole configuration."""
+    defaults, values = (flatten(dataclasses.asdict(config)) for config in (Config(), run.config))
+    changed = [(k, shown(v), shown(defaults.get(k, ""))) for k, v in values.items() if v != defaults.get(k)]
+    return (
+        "<section><h2>Settings</h2><p>Those that differ from the defaults:</p>"
+        f"{table(('setting', 'value', 'default'), changed)}"
+        f"<details><summary>config.yaml</summary><pre>{html.escape(run.config_text)}</pre></details></section>"
+    )
+
+
+def machine(run: RunFiles) -> str:
+    """Where it ran, from run.json; without one, where the report was written."""
+    machines = {describe(sitting["machine"]): sitting["machine"] for sitting in run.sittings}
+    note = "" if machines else "<p>The run did not write down its machine; this is where the report was written.</p>"
+    for machine in machines.values() or [machine_info()]:
+        versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+        rows = [("CPU", machine["cpu"]), ("flags", " ".join(machine["flags"]) or "–"), ("cores", str(machine["cores"]))]
+        rows += [("memory", f"{machine['memory_gib']:g} GiB"), ("GPUs", ", ".join(machine["gpus"]) or "none")]
+        rows += [("system", machine["system"]), ("software", f"Python {machine['python']}, {versions}")]
+        note += table((), rows)
+    return f"<section><h2>Machine</h2>{note}</section>"
+
+
+def usage(run: RunFiles, run_dir: Path) -> str:
+    """How to draw one of the evaluation's pictures with the finetuned LoRA, in a plain diffusers program."""
+    prompt, seed = "a prompt", 0
+    if run.evaluations:
+        rows = run.evaluations[max(run.evaluations)]
+        prompt, seed = rows["prompt"][0].as_py(), rows["seed"][0].as_py()
+    sampling = run.config.sampling
+    code = f"""import torch
+from diffusers import DDIMScheduler, DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained({run.config.model.path!r})
+pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+pipe.load_lora_weights({str(run_dir / "lora")!r})
+generator = torch.Generator().manual_seed({seed})
+image = pipe({prompt!r}, num_inference_steps={sampling.steps}, guidance_scale={sampling.guidance:g},
+             eta={sampling.eta:g}, generator=generator).images[0]"""
+    sentence = "This draws one of the evaluation's pictures with the LoRA that the run left:"
+    return f"<section><h2>Use it</h2><p>{sentence}</p><pre>{html.escape(code)}</pre></section>"
+
+
+# ---- pieces
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Rows of plain text; the first column is the row's name."""
+    heading = "<tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in head) + "</tr>" if head else ""
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="scroll"><table>{heading}{body}</table></div>'
+
+
+def first_key(run: RunFiles, keys: Sequence[str]) -> str | None:
+    return next((key for key in keys if any(key in row for row in run.batches)), None)
+
+
+def signed(value: float) -> str:
+    return f"+{number(value)}" if value >= 0 else number(value)
+
+
+def duration(seconds: float) -> str:
+    minutes = seconds / 60
+    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+
+
+def shown(value: Any) -> str:
+    return "–" if value is None or value == "" else str(getattr(value, "value", value))
+
+
+def _evaluation_curve(run: RunFiles, reward: str) -> tuple[list[float], list[float]]:
+    points = curve(run.evaluations, reward)
+    return [float(point.version) for point in points], [point.mean for point in points]
+
+
+def _errors(run: RunFiles, reward: str) -> list[float]:
+    return [point.standard_error for point in curve(run.evaluations, reward)]
+
+
+def _comparison_table(run: RunFiles) -> str:
+    """The trained reward and each single one, before and after over the same pairs."""
+    if not run.evaluations:
+        return ""
+    names = reward_names(run.evaluations[min(run.evaluations)])
+    compared = [compare_tables(run.evaluations, name) for name in ("reward", *(names if len(names) > 1 else ()))]
+    rows = [_comparison_row(change) for change in compared if change is not None]
+    head = ("", "before: mean ± std", "after: mean ± std", "difference ± standard error", "in base stds", "pairs")
+    return table(head, rows) if rows else ""
+
+
+def _comparison_row(change: Comparison) -> tuple[str, ...]:
+    return (
+        change.reward,
+        f"{number(change.before_mean)} ± {number(change.before_std)}",
+        f"{number(change.after_mean)} ± {number(change.after_std)}",
+        f"{signed(change.difference)} ± {number(change.standard_error)}",
+        signed(change.gain),
+        str(change.count),
+    )
+
+
+def _small(run: RunFiles, key: str, title: str, sentence: str) -> str:
+    drawing = chart([Curve(title, *series(run.batches, key))], width=320, height=150)
+    name = f"<code>{html.escape(key)}</code>" if key != title else ""
+    return f'<div class="small"><h3>{html.escape(title)} {name}</h3>{drawing}<p>{sentence}</p></div>' if drawing else ""
+
+
+def _bar(worker: str, occupations: dict[str, float]) -> str:
+    total = sum(occupations.values())
+    if not total:
+        return ""
+    ordered = sorted(occupations.items(), key=lambda item: (item[0].startswith("waiting"), -item[1]))
+    pieces, legend = [], []
+    for index, (occupation, seconds) in enumerate(ordered):
+        style = "wait" if occupation.startswith("waiting") else f"c{index % 6}"
+        label = f"{html.escape(occupation)} {seconds / total:.0%}"
+        pieces.append(f'<i class="{style}" style="flex-grow:{seconds / total:.4f}" title="{label}"></i>')
+        legend.append(f'<span class="{style}">{label}</span>')
+    bar = f'<div class="bar">{"".join(pieces)}</div><p class="legend">{"".join(legend)}</p>'
+    return f'<div class="worker"><h3>{html.escape(worker)} <small>{duration(total)}</small></h3>{bar}</div>'

@@ -1,0 +1,131 @@
+"""Before and after, on the fixed evaluation set: the same (prompt, seed) pairs at every evaluated version.
+
+Because pairs are the same, the gain is judged by the differences within pairs, whose spread is smaller than that
+between pictures. Its size is given in standard deviations of the base model's rewards over those pairs.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+# Columns of an evaluation's rows that are no rewards (buffer/schema.py); reward columns are the other float ones.
+NOT_REWARDS = {"reward", "advantage", "prompt_id", "seed"}
+
+
+@dataclass(frozen=True)
+class Point:
+    """An evaluation's mean."""
+
+    version: int
+    count: int  # pairs that have a reward
+    mean: float
+    standard_error: float  # of the mean, over pairs; nan for a single pair
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two versions over the pairs that have a reward at both."""
+
+    reward: str  # the column: "reward" is the weighted sum that was trained on
+    before: int  # version
+    after: int
+    count: int  # pairs
+    before_mean: float
+    before_std: float  # over pairs, with n - 1
+    after_mean: float
+    after_std: float
+    difference: float  # mean of after - before within pairs
+    standard_error: float  # of that mean; nan for a single pair
+
+    @property
+    def gain(self) -> float:
+        """The difference in standard deviations of the rewards before; nan where they do not vary."""
+        return self.difference / self.before_std if self.before_std > 0 else math.nan
+
+
+def read_evaluations(run_dir: Path) -> dict[int, pa.Table]:
+    """The finished evaluations of a run by version. Of a version evaluated twice (after a restart), the last."""
+    tables: dict[int, pa.Table] = {}
+    for path in sorted((run_dir / "evaluation").glob("*.parquet")):
+        table = pq.read_table(path)
+        if len(table):
+            tables[int(table["policy_version"][0].as_py())] = table
+    return dict(sorted(tables.items()))
+
+
+def reward_names(table: pa.Table) -> list[str]:
+    """The single rewards of an evaluation's rows, without their sum and without further columns such as "vlm.score"."""
+    return [
+        field.name
+        for field in table.schema
+        if pa.types.is_floating(field.type) and field.name not in NOT_REWARDS and "." not in field.name
+    ]
+
+
+def curve(evaluations: dict[int, pa.Table], reward: str = "reward") -> list[Point]:
+    """The mean reward of each evaluated version; versions without any reward are left out."""
+    points = []
+    for version, table in evaluations.items():
+        values = np.array(list(_by_pair(table, reward).values()), dtype=np.float64)
+        if len(values):
+            points.append(Point(version, len(values), float(values.mean()), _standard_error(values)))
+    return points
+
+
+def compare(run_dir: Path, reward: str = "reward") -> Comparison | None:
+    """The first evaluated version against the last. None while fewer than two share a pair."""
+    return compare_tables(read_evaluations(run_dir), reward)
+
+
+def compare_tables(evaluations: dict[int, pa.Table], reward: str = "reward") -> Comparison | None:
+    """As `compare`, of tables that are read already."""
+    if len(evaluations) < 2:
+        return None
+    first, last = min(evaluations), max(evaluations)
+    before, after = _by_pair(evaluations[first], reward), _by_pair(evaluations[last], reward)
+    pairs = [pair for pair in before if pair in after]
+    if not pairs:
+        return None
+    old, new = (np.array([rewards[pair] for pair in pairs], dtype=np.float64) for rewards in (before, after))
+    return Comparison(
+        reward=reward,
+        before=first,
+        after=last,
+        count=len(pairs),
+        before_mean=float(old.mean()),
+        before_std=_std(old),
+        after_mean=float(new.mean()),
+        after_std=_std(new),
+        difference=float((new - old).mean()),
+        standard_error=_standard_error(new - old),
+    )
+
+
+def by_prompt(evaluations: dict[int, pa.Table]) -> list[tuple[str, float, float]]:
+    """(prompt, mean reward before, after) over the pairs of each prompt, the largest rise first."""
+    if len(evaluations) < 2:
+        return []
+    before, after = (_by_pair(evaluations[v], "reward") for v in (min(evaluations), max(evaluations)))
+    prompts: dict[str, list[tuple[float, float]]] = {}
+    for pair in before.keys() & after.keys():
+        prompts.setdefault(pair[0], []).append((before[pair], after[pair]))
+    means = [(prompt, *np.mean(values, axis=0).tolist()) for prompt, values in prompts.items()]
+    return sorted(means, key=lambda row: (row[1] - row[2], row[0]))
+
+
+def _by_pair(table: pa.Table, reward: str) -> dict[tuple[str, int], float]:
+    """(prompt, seed) -> reward, without what was set aside."""
+    columns = (table[name].to_pylist() for name in ("prompt", "seed", reward))
+    return {(prompt, seed): value for prompt, seed, value in zip(*columns, strict=True) if value is not None}
+
+
+def _std(values: np.ndarray) -> float:
+    return float(values.std(ddof=1)) if len(values) > 1 else math.nan
+
+
+def _standard_error(values: np.ndarray) -> float:
+    return _std(values) / math.sqrt(len(values))

@@ -1,0 +1,117 @@
+"""Finetune a text-to-image diffusion model by reinforcement learning: `python launch.py compressibility`.
+
+    config ──► run folder ──► cluster ──► rewards tried ──► actors ──► training loop ──► LoRA and report
+
+`python launch.py --help` lists experiments and settings. The same command on an existing run goes on with it.
+"""
+
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+from actors.cluster import cluster
+from actors.driver import Driver
+from buffer.errors import RunStopped
+from buffer.orders import Plan
+from conf.errors import UserError
+from conf.load import help_text, load
+from conf.prompts import resolve_prompts
+from conf.resume import RunLock, check_resume, save_config
+from conf.schema import Config
+from conf.validate import cluster_fits, effective_gpus, validate
+from evaluation.report import write_report
+from evaluation.summary import Comparison, compare, read_evaluations
+from monitoring.display import Display
+from policy.source import check_model
+from policy.stable_diffusion import check_schedule, image_size
+
+
+def main(arguments: list[str]) -> int:
+    """The exit code: 0 when the run is finished or was stopped by Ctrl-C, 2 with a sentence when it cannot go on."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(help_text())
+        return 0
+    try:
+        config = load(arguments)
+        validate(config)
+        check_model(config.model)
+        check_schedule(config.model, config.sampling)
+        prompts = resolve_prompts(config.prompts)
+        run_dir = Path(config.run.dir) / config.run.name
+        with RunLock(run_dir):
+            check_resume(run_dir, config, prompts)
+            if config.run.batches in read_evaluations(run_dir):  # the last thing that a run does
+                print(f"{run_dir} is finished, all {config.run.batches} batches are trained: see {run_dir}/report.html")
+                print(f"To train on, give the same command with run.batches={2 * config.run.batches}")
+                return 0
+            train(config, prompts, run_dir)
+    except (UserError, RunStopped) as reason:
+        print(f"launch.py: {reason}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("launch.py: stopped at once; the same command goes on from the last recovery point", file=sys.stderr)
+        return 130
+    return 0
+
+
+def train(config: Config, prompts: list[str], run_dir: Path) -> None:
+    """Until the run is finished, is stopped by Ctrl-C, or cannot go on."""
+    sizes = config.buffer
+    plan = Plan(config.run.seed, tuple(prompts), sizes.batch_size, sizes.order_size, config.evaluation.count)
+    ctrl_c = CtrlC()
+    with cluster(config) as resources, Display(run_dir.name, config.run.batches) as display:
+        fitted, remarks = effective_gpus(config, resources)
+        cluster_fits(fitted, resources)
+        for remark in remarks:
+            display.say(remark)
+        with Driver(fitted, run_dir, plan) as driver:
+            driver.try_rewards(image_size(config.model))
+            save_config(run_dir, config, prompts)
+            driver.start()
+            draining = False
+            while True:
+                news = driver.step()
+                display.show(driver.snapshot(news))
+                if news.finished or (draining and not news.status["taken_by"]):
+                    break
+                if ctrl_c.pressed and not draining:
+                    display.say("Ctrl-C: the batch in training is finished first; once more stops at once")
+                    driver.drain()
+                    draining = True
+            driver.record(news)
+            folder = driver.save_lora()
+    report = write_report(run_dir)
+    if news.finished:
+        print(in_words(compare(run_dir)))
+        print(f"LoRA: {folder}\nreport: {report}")
+    else:
+        print(f"stopped after {news.status['trained_batches']} batches; the same command goes on from there")
+
+
+def in_words(change: Comparison | None) -> str:
+    """What the run did for its reward, in a sentence."""
+    if change is None:
+        return "finished; no evaluation to compare"
+    return (
+        f"finished: over {change.count} fixed pairs of prompt and seed the mean reward went from "
+        f"{change.before_mean:.4f} to {change.after_mean:.4f}, {change.gain:+.2f} standard deviations of the base "
+        f"model's rewards (standard error {change.standard_error / change.before_std:.2f})"
+    )
+
+
+class CtrlC:
+    """The first Ctrl-C is only noted; from the second on it interrupts as usual."""
+
+    def __init__(self) -> None:
+        self.pressed = False
+        signal.signal(signal.SIGINT, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.pressed:
+            raise KeyboardInterrupt
+        self.pressed = True
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,76 @@
+"""What the learner trains on: one batch as arrays."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+from torch import Tensor, nn
+
+from buffer.schema import tensors_of
+
+
+class TrainablePolicy(Protocol):
+    """What the update asks of a policy; `policy.policy.Policy` has it, and so does a test's one-parameter Gaussian."""
+
+    def encode(self, prompts: list[str]) -> Tensor: ...
+    def gaussian(
+        self, latents: Tensor, step_index: Tensor, prompt_embeds: Tensor, guidance_gradient: str = "full"
+    ) -> tuple[Tensor, Tensor]: ...
+    def log_prob(
+        self,
+        latents: Tensor,
+        next_latents: Tensor,
+        step_index: Tensor,
+        prompt_embeds: Tensor,
+        guidance_gradient: str = "full",
+    ) -> Tensor: ...
+    def base(self) -> Any: ...
+    def lora_parameters(self) -> dict[str, nn.Parameter]: ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """n trajectories of T steps, by ascending trajectory id; n is smaller than buffer.batch_size if some were set
+    aside."""
+
+    number: int  # u: trained at version u
+    trajectory_ids: np.ndarray  # int64 [n]
+    prompts: tuple[str, ...]  # n
+    rewards: np.ndarray  # float32 [n], the weighted sum
+    ages: np.ndarray  # int32 [n], versions between sampling and training
+    latents: np.ndarray  # float32 or float16 [n, T+1, C, H, W], x_T first
+    log_probs: np.ndarray  # float32 [n, T], of latents[:, i + 1] given latents[:, i]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def num_steps(self) -> int:
+        """T."""
+        return self.log_probs.shape[1]
+
+    @property
+    def dimensions(self) -> int:
+        """D = C*H*W, over which log-probs are means."""
+        return int(np.prod(self.latents.shape[2:]))
+
+
+def batch_of(number: int, table: pa.Table) -> Batch:
+    """The arrays of a `TakenBatch`'s table, whose tensors are not copied where they lie in one piece.
+
+    Raises ValueError if the rows are not in order: every sum over them would have other last bits.
+    """
+    tensors = tensors_of(table)
+    ids = table["trajectory_id"].to_numpy()
+    if not (np.diff(ids) > 0).all():
+        raise ValueError(f"the rows of batch {number} are not sorted by trajectory_id")
+    return Batch(
+        number=number,
+        trajectory_ids=ids,
+        prompts=tuple(table["prompt"].to_pylist()),
+        rewards=table["reward"].to_numpy().astype(np.float32),
+        ages=table["age"].to_numpy().astype(np.int32),
+        latents=tensors["latents"],
+        log_probs=tensors["log_probs"],
+    )

@@ -1,0 +1,115 @@
+"""The learner: a policy, its optimizer, the per-prompt tracker, and the version they have reached."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from buffer.orders import Version
+from conf.errors import UserError
+from conf.schema import Config
+from learner import recovery
+from learner.advantages import PerPromptTracker
+from learner.batch import Batch
+from learner.metrics import reward_metrics, update_metrics
+from learner.optimizer_state import load_optimizer_state, optimizer_state
+from learner.update import Updater
+from policy import lora
+from policy.policy import Policy
+
+
+@dataclass(frozen=True)
+class TrainedBatch:
+    metrics: dict[str, float]  # docs/algorithm.md has their meaning; all finite
+    advantages: np.ndarray  # float32 [n], as trained on (clipped), in the order of the batch's rows
+
+
+class Learner:
+    """Trains batches 0, 1, 2, ... in that order. Same settings, same batches, same threads: the same bits, whether or
+    not `save` and `restore` come in between."""
+
+    def __init__(self, policy: Policy, config: Config) -> None:
+        """policy: loaded with trainable=True."""
+        self.policy = policy
+        self.config = config
+        self.updater = Updater(policy, config.learner, config.run.seed)
+        self.tracker = PerPromptTracker(config.learner.tracker_size, config.learner.tracker_min_count)
+        self.optimizer_steps = 0  # taken since version 0
+        self.metrics: dict[str, float] = {}  # of the batch trained last
+        self.version = Version(0, lora.digest(policy.lora_state()))
+
+    def train(self, batch: Batch) -> TrainedBatch:
+        """Trains on the next batch; afterwards `version` is one higher.
+
+        Raises ValueError if another batch is next, RunStopped as `Updater.train` does.
+        """
+        if batch.number != self.version.number or not len(batch):
+            raise ValueError(
+                f"version {self.version.number} cannot train batch {batch.number} of {len(batch)} trajectories"
+            )
+        halvings = self.updater.halvings
+        clip = self.config.learner.advantage_clip
+        advantages = np.clip(self.tracker.advantages(batch.prompts, batch.rewards), -clip, clip)
+        base = self.updater.kl_to_base(batch)
+        steps = self.updater.train(batch, advantages)
+        self.optimizer_steps += sum(step.taken for step in steps)
+        self.version = Version(batch.number + 1, lora.digest(self.policy.lora_state()))
+        metrics = {
+            **reward_metrics(batch, self.config.buffer.batch_size, self.tracker.stds()),
+            **update_metrics(batch, steps, base),
+            "lr": self.config.learner.lr,
+            "optimizer_steps": float(self.optimizer_steps),
+            "microbatch": float(self.updater.microbatch),
+            "microbatch_halvings": float(self.updater.halvings - halvings),
+        }
+        self.metrics = metrics
+        return TrainedBatch(metrics, advantages)
+
+    def save(self, folder: Path) -> None:
+        """Writes the recovery point of `version` into `folder`, which must not exist. See learner/recovery.py."""
+        point = recovery.RecoveryPoint(
+            version=self.version,
+            lora=self.policy.lora_state(),
+            optimizer=optimizer_state(self.updater.optimizer, self.updater.parameters),
+            tracker=self.tracker.state_dict(),
+            counters={
+                "optimizer_steps": self.optimizer_steps,
+                "non_finite_in_a_row": self.updater.non_finite_in_a_row,
+            },
+            settings=self._settings(),
+            metrics=self.metrics,
+        )
+        recovery.write(folder, point, self.policy)
+
+    def restore(self, folder: Path) -> None:
+        """Goes on from the recovery point in `folder`.
+
+        Raises UserError if a file of it is missing or damaged, or if it is of other settings than this learner's.
+        """
+        point = recovery.read(folder, self.policy)
+        for name, value in self._settings().items():
+            if point.settings.get(name) != value:
+                raise UserError(
+                    f"The recovery point {folder} was written with {name}={point.settings.get(name)}, but this run has "
+                    f"{value}; set it back, or start a new run under another run.name."
+                )
+        self.policy.load_lora_state(point.lora)
+        load_optimizer_state(self.updater.optimizer, self.updater.parameters, point.optimizer)
+        self.tracker.load_state_dict(point.tracker)
+        self.optimizer_steps = point.counters["optimizer_steps"]
+        self.updater.non_finite_in_a_row = point.counters["non_finite_in_a_row"]
+        self.metrics = point.metrics
+        self.version = point.version
+
+    def _settings(self) -> dict[str, Any]:
+        """Without which the weights mean something else, or the next batch would not continue this run."""
+        lora_config = self.config.model.lora
+        return {
+            "run.seed": self.config.run.seed,
+            "model.path": self.config.model.path,
+            "model.lora.rank": lora_config.rank,
+            "model.lora.alpha": lora_config.alpha,
+            "model.lora.targets": list(lora_config.targets),
+            "learner.algorithm": str(self.config.learner.algorithm),
+        }

@@ -1,0 +1,132 @@
+"""The recovery point: everything from which the next batch is trained as if nothing had happened.
+
+    <folder>/pytorch_lora_weights.safetensors   as diffusers saves it: pipe.load_lora_weights(folder) reads it
+    <folder>/optimizer.safetensors              AdamW's moments and step count of each LoRA weight, by name
+    <folder>/state.json                         version, per-prompt tracker, counters, settings, digests of the two
+
+It holds no state of a random generator because there is none: every random number follows from (seed, batch).
+
+Written under another name, flushed to disk, then renamed (PROTOCOL.md 10): a folder of the right name is complete.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from buffer.errors import full_disk_stops_the_run
+from buffer.orders import Version
+from conf.errors import UserError
+from policy import lora
+from policy.policy import Policy
+
+OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
+
+
+@dataclass(frozen=True)
+class RecoveryPoint:
+    """Example: RecoveryPoint(Version(12, "9f86d081884c7d65"), lora, optimizer, {"a cat": [-1.2]}, {...}, {...})"""
+
+    version: Version
+    lora: dict[str, Tensor]  # float32, by name
+    optimizer: dict[str, Tensor]  # "<name>.exp_avg", "<name>.exp_avg_sq", "<name>.step"; empty before the first step
+    tracker: dict[str, list[float]]  # remembered rewards by prompt
+    counters: dict[str, int]
+    settings: dict[str, Any]  # what the weights are of; a learner with others does not go on from them
+    metrics: dict[str, float]  # of the batch that led here: kept with it, so that no death loses or doubles a row
+
+
+def write(folder: Path, point: RecoveryPoint, policy: Policy) -> None:
+    """Writes `point` to `folder`; `policy` has its LoRA weights. FileExistsError if there is a folder of that name.
+
+    A full disk raises RunStopped and leaves nothing behind.
+    """
+    if folder.exists():
+        raise FileExistsError(f"the recovery point {folder} is there already, and none is ever overwritten")
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
+    with full_disk_stops_the_run(folder):
+        try:
+            temporary.mkdir(parents=True)
+            policy.save_lora(temporary)
+            save_file(point.optimizer, temporary / OPTIMIZER)
+            body = {
+                "version": point.version,
+                "tracker": point.tracker,
+                "counters": point.counters,
+                "settings": point.settings,
+                "metrics": point.metrics,
+                "files": {name: _digest(temporary / name) for name in (lora.WEIGHT_NAME, OPTIMIZER)},
+            }
+            text = json.dumps(body, allow_nan=False)
+            seal = hashlib.sha256(text.encode()).hexdigest()
+            (temporary / STATE).write_text(f"{text}\n{seal}\n")
+            for file in (lora.WEIGHT_NAME, OPTIMIZER, STATE):
+                _flush(temporary / file)
+            _flush(temporary)
+            temporary.rename(folder)  # fails if somebody else was faster: a folder with files is never replaced
+            _flush(folder.parent)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def read(folder: Path, policy: Policy) -> RecoveryPoint:
+    """The recovery point in `folder`, every byte checked. Raises UserError naming the file that is not as written."""
+    body = _read_state(folder)
+    for name, digest in body["files"].items():
+        if not (folder / name).is_file():
+            raise _damaged(folder / name, "is missing")
+        if _digest(folder / name) != digest:
+            raise _damaged(folder / name, "is not as it was written (truncated or changed)")
+    return RecoveryPoint(
+        version=Version(*body["version"]),
+        lora=lora.load(folder, policy.lora_config),
+        optimizer=load_file(folder / OPTIMIZER),
+        tracker=body["tracker"],
+        counters=body["counters"],
+        settings=body["settings"],
+        metrics=body["metrics"],
+    )
+
+
+def read_metrics(folder: Path) -> dict[str, float]:
+    """The metrics of the batch that led to the recovery point in `folder`. Raises UserError as `read` does."""
+    metrics: dict[str, float] = _read_state(folder)["metrics"]
+    return metrics
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    file = folder / STATE
+    if not file.is_file():
+        raise _damaged(file, "is missing")
+    text, _, seal = file.read_bytes().partition(b"\n")
+    if seal.strip() != hashlib.sha256(text).hexdigest().encode():
+        raise _damaged(file, "is not as it was written (truncated or changed)")
+    return json.loads(text)
+
+
+def _damaged(file: Path, how: str) -> UserError:
+    return UserError(
+        f"The recovery point's file {file} {how}; put back a copy of {file.parent}, or start a new run under another "
+        "run.name."
+    )
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

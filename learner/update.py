@@ -1,0 +1,232 @@
+"""The update of DDPO: one batch of trajectories, one or more optimizer steps on the LoRA weights.
+
+    for each optimizer step, with its share of the batch's trajectories (Black et al. 2023, algorithm of appendix D):
+        for every pair (trajectory, timestep) of the share, in microbatches:
+            log p   = log N(x_next; mean(x, t, c), std^2)    a mean over C,H,W      policy/gaussian.py
+            ratio   = exp(log p - log p_old)                                        learner/losses.py
+            loss    = max(-A ratio, -A clip(ratio, 1 - c, 1 + c)) / number of pairs
+            accumulate the gradient of loss
+        clip the gradient's norm, take a step of AdamW
+
+docs/algorithm.md has the equations beside the lines. Every random choice follows from (seed, batch number).
+"""
+
+import logging
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from buffer.errors import RunStopped
+from conf.schema import Algorithm, LearnerConfig
+from learner.batch import Batch, TrainablePolicy
+from learner.losses import LOSSES, LossInputs, LossOutputs
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+STREAM = 2  # of random numbers beside buffer.orders' 0 and 1
+KL_PAIRS = 64  # on which the KL to the base model is measured: about a twentieth of a small batch's computing time
+NON_FINITE_IN_A_ROW = 3
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """n (trajectory, timestep) pairs of a batch."""
+
+    rows: np.ndarray  # int64 [n], of the batch
+    steps: np.ndarray  # int64 [n], 0..T-1
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def split(self, size: int) -> Iterator["Pairs"]:
+        for start in range(0, len(self), size):
+            yield Pairs(self.rows[start : start + size], self.steps[start : start + size])
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step saw. Arrays are float32 [pairs], in the order of `pairs`."""
+
+    pairs: Pairs
+    taken: bool  # False: loss or gradient was not finite, and the weights are as before
+    loss: float
+    grad_norm: float  # before clipping
+    ratio: np.ndarray
+    log_ratio: np.ndarray  # mean over C,H,W
+    clipped: np.ndarray  # bool
+    approx_kl: np.ndarray  # on the scale of the mean over C,H,W
+
+
+@dataclass(frozen=True)
+class BaseKL:
+    """KL(policy || base model) at the states of a batch, before it is trained on.
+
+    Both are Gaussians of one std, so a step's is |mean - mean_base|^2 / (2 std^2), exactly; what is estimated is its
+    mean over the batch's pairs.
+    """
+
+    trajectory: float  # nats: summed over C,H,W, times T. The KL of whole trajectories, if the batch is of age 0
+    dimension: float  # nats per step and dimension: the scale of log-probs, ratios and the clip range
+
+
+class Updater:
+    """The optimizer and what it trains. `microbatch` shrinks when memory runs out."""
+
+    def __init__(self, policy: TrainablePolicy, config: LearnerConfig, seed: int) -> None:
+        self.policy = policy
+        self.config = config
+        self.seed = seed
+        self.parameters = policy.lora_parameters()
+        self.optimizer = torch.optim.AdamW(
+            list(self.parameters.values()), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
+        )
+        self.loss = LOSSES[config.algorithm]
+        self.microbatch = config.microbatch
+        self.halvings = 0
+        self.non_finite_in_a_row = 0
+
+    def train(self, batch: Batch, advantages: np.ndarray) -> list[StepResult]:
+        """Takes the batch's optimizer steps; advantages: float32 [n].
+
+        Raises RunStopped at the third optimizer step in a row that is not finite, or if one pair does not fit into
+        memory.
+        """
+        steps = 1 if self.config.algorithm is Algorithm.ddpo_sf else self.config.optimizer_steps
+        return [self._optimizer_step(batch, advantages, pairs) for pairs in shares(batch, steps, self.seed)]
+
+    def _optimizer_step(self, batch: Batch, advantages: np.ndarray, pairs: Pairs) -> StepResult:
+        outputs = self.within_memory(lambda microbatch: self.gradient(batch, advantages, pairs, microbatch))
+        # Here the LoRA gradients of one optimizer step are complete: the only place where ranks would have to meet.
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm).item()
+        loss = outputs.loss.mean().item()
+        taken = math.isfinite(loss) and math.isfinite(norm)
+        if taken:
+            self.optimizer.step()
+            self.non_finite_in_a_row = 0
+        self.optimizer.zero_grad()
+        if not taken:
+            self._count_non_finite(batch.number, loss, norm)
+        return StepResult(
+            pairs=pairs,
+            taken=taken,
+            loss=loss,
+            grad_norm=norm,
+            ratio=outputs.ratio.cpu().numpy(),
+            log_ratio=outputs.ratio.log().cpu().numpy(),
+            clipped=outputs.clipped.cpu().numpy(),
+            approx_kl=outputs.approx_kl.cpu().numpy(),
+        )
+
+    def gradient(self, batch: Batch, advantages: np.ndarray, pairs: Pairs, microbatch: int) -> LossOutputs:
+        """Leaves in `.grad` the gradient of the mean loss over `pairs`, whatever `microbatch` is; nothing is stepped.
+
+        Returns the losses, without their graphs, in the order of `pairs`.
+        """
+        self.optimizer.zero_grad()
+        parts = []
+        for part in pairs.split(microbatch):
+            log_probs = self.policy.log_prob(
+                _tensor(batch.latents, part.rows, part.steps),
+                _tensor(batch.latents, part.rows, part.steps + 1),
+                torch.from_numpy(part.steps),
+                self.policy.encode([batch.prompts[row] for row in part.rows]),
+                self.config.guidance_gradient,
+            )
+            outputs = self.loss(
+                LossInputs(
+                    log_probs=log_probs,
+                    old_log_probs=_tensor(batch.log_probs, part.rows, part.steps).to(log_probs),
+                    advantages=_tensor(advantages, part.rows).to(log_probs),
+                    clip_range=self.config.clip_range,
+                )
+            )
+            (outputs.loss.sum() / len(pairs)).backward()
+            parts.append(outputs)
+        return LossOutputs(
+            loss=torch.cat([part.loss.detach() for part in parts]),
+            ratio=torch.cat([part.ratio for part in parts]),
+            clipped=torch.cat([part.clipped for part in parts]),
+            approx_kl=torch.cat([part.approx_kl for part in parts]),
+        )
+
+    @torch.no_grad()
+    def kl_to_base(self, batch: Batch) -> BaseKL:
+        """Measured on a seeded subset of the batch's pairs."""
+        chosen = _generator(self.seed, batch.number, 1).choice(
+            len(batch) * batch.num_steps, min(KL_PAIRS, len(batch) * batch.num_steps), replace=False
+        )
+        pairs = Pairs(*np.divmod(chosen, batch.num_steps))
+
+        def measure(microbatch: int) -> float:
+            total = 0.0
+            for part in pairs.split(microbatch):
+                state = (
+                    _tensor(batch.latents, part.rows, part.steps),
+                    torch.from_numpy(part.steps),
+                    self.policy.encode([batch.prompts[row] for row in part.rows]),
+                )
+                mean, std = self.policy.gaussian(*state)
+                with self.policy.base():
+                    base_mean, _ = self.policy.gaussian(*state)
+                total += ((mean - base_mean) ** 2 / (2 * std**2)).mean(dim=(1, 2, 3)).sum().item()
+            return total / len(pairs)
+
+        dimension = self.within_memory(measure)
+        return BaseKL(trajectory=dimension * batch.dimensions * batch.num_steps, dimension=dimension)
+
+    def within_memory(self, work: Callable[[int], T]) -> T:
+        """`work(microbatch)`, started again with half the microbatch as often as memory runs out."""
+        while True:
+            try:
+                return work(self.microbatch)
+            except torch.OutOfMemoryError:
+                if self.microbatch == 1:
+                    raise RunStopped(
+                        "The learner runs out of memory with one (trajectory, timestep) pair; set "
+                        "learner.gradient_checkpointing=true, or model.dtype=bfloat16, or take a larger GPU."
+                    ) from None
+            # outside the handler, where the failed attempt's tensors are no longer held by its traceback
+            self.microbatch //= 2
+            self.halvings += 1
+            torch.cuda.empty_cache()
+            logger.warning("out of memory: the learner goes on with learner.microbatch=%d", self.microbatch)
+
+    def _count_non_finite(self, batch: int, loss: float, norm: float) -> None:
+        self.non_finite_in_a_row += 1
+        logger.warning("batch %d: no step taken, loss %g, gradient norm %g", batch, loss, norm)
+        if self.non_finite_in_a_row == NON_FINITE_IN_A_ROW:
+            raise RunStopped(
+                f"{NON_FINITE_IN_A_ROW} optimizer steps in a row, the last in batch {batch}, had a loss ({loss:g}) or "
+                f"a gradient (norm {norm:g}) that is not finite; start a new run with a smaller learner.lr, or with "
+                "model.dtype=float32."
+            )
+
+
+def shares(batch: Batch, optimizer_steps: int, seed: int) -> list[Pairs]:
+    """The pairs of each optimizer step: every timestep of its share of the batch's trajectories.
+
+    Trajectories are shuffled, and each has its own order of timesteps, as in the paper's code; a microbatch so holds
+    many trajectories, and many timesteps. A batch smaller than its size has smaller shares, at least one trajectory
+    in each.
+    """
+    generator = _generator(seed, batch.number, 0)
+    order = generator.permutation(len(batch))
+    timesteps = generator.permuted(np.tile(np.arange(batch.num_steps), (len(batch), 1)), axis=1)
+    return [
+        Pairs(rows=np.tile(rows, batch.num_steps), steps=timesteps[rows].T.reshape(-1))
+        for rows in np.array_split(order, min(optimizer_steps, len(batch)))
+    ]
+
+
+def _generator(seed: int, batch: int, use: int) -> np.random.Generator:
+    return np.random.default_rng([seed, STREAM, batch, use])
+
+
+def _tensor(array: np.ndarray, *index: np.ndarray) -> Tensor:
+    return torch.from_numpy(array[index])  # indexing by arrays copies, so a read-only view of Arrow's memory will do

@@ -1,0 +1,56 @@
+"""A run's curves: `metrics.jsonl`, one JSON object a batch, and the same numbers for TensorBoard."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+
+from evaluation.run_files import read_metrics
+
+
+class MetricsLog:
+    """Appends one row a batch. What lies beyond `trained` batches is cut off first: those batches are trained again.
+
+    A row is {"batch": int, "time": unix seconds, "reward/mean": float, ...}; an evaluation's row has "version" in the
+    place of "batch".
+    """
+
+    def __init__(self, run_dir: Path, trained: int) -> None:
+        self.path = run_dir / "metrics.jsonl"
+        rows = [row for row in read_metrics(self.path) if row.get("batch", row.get("version", 0) - 1) < trained]
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        temporary.replace(self.path)
+        self.batches = {row["batch"] for row in rows if "batch" in row}
+        self.versions = {row["version"] for row in rows if "version" in row}
+        self.last = 0.0  # when the last row of this start was written
+        self.writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=trained)
+
+    def add_batch(self, batch: int, row: dict[str, float]) -> None:
+        """Once a batch: a row that is there already is left as it is."""
+        if batch not in self.batches:
+            self.batches.add(batch)
+            now = time.time()
+            speed = {"images_per_s": row["trajectories"] / (now - self.last)} if self.last else {}
+            self.last = now
+            self._append({"batch": batch, "time": now, **row, **speed}, step=batch)
+
+    def add_evaluation(self, version: int, row: dict[str, float]) -> None:
+        if version not in self.versions:
+            self.versions.add(version)
+            self._append({"version": version, "time": time.time(), **row}, step=version)
+
+    def close(self) -> None:
+        self.writer.close()
+
+    def _append(self, row: dict[str, float], step: int) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        for name, value in row.items():
+            if name not in ("batch", "version", "time"):
+                self.writer.add_scalar(name, value, step)
+        self.writer.flush()

@@ -1,0 +1,191 @@
+"""The diffusion model as a policy: samplers and learner hold one each, and call the same function for log-probs."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from conf.errors import UserError
+from conf.schema import DType, LoraConfig, ModelConfig, SamplingConfig
+from policy import gaussian, lora
+from policy.stable_diffusion import StableDiffusion
+
+DECODED_PIXELS = 2**20  # pictures are decoded by the megapixel, so that the float32 VAE's memory stays bounded
+
+
+class Policy:
+    """p(x_next | x, prompt) of every denoising step, with classifier-free guidance, as a function of LoRA weights.
+
+    Latents may come in any float dtype and from any device; arithmetic outside the network is float32 (float64 if
+    model.dtype is).
+    """
+
+    def __init__(self, family: StableDiffusion, lora_config: LoraConfig, sampling: SamplingConfig, device: str) -> None:
+        self.family = family
+        self.lora_config = lora_config
+        self.guidance = sampling.guidance
+        self.latents_dtype: torch.dtype = getattr(torch, sampling.latents_dtype)
+        self.arithmetic = torch.promote_types(family.network.dtype, torch.float32)
+        self.device = device
+        self._prompts: dict[str, Tensor] = {}  # on the CPU: a run may have many
+        self._gradient_scale = 1.0
+
+    @classmethod
+    def load(
+        cls,
+        model: ModelConfig,
+        sampling: SamplingConfig,
+        seed: int,
+        device: str,
+        trainable: bool,
+        gradient_checkpointing: bool = False,
+    ) -> "Policy":
+        """Reads the model, injects LoRA: A from `seed`, B zero, or both from model.lora.init_from.
+
+        trainable: LoRA parameters require gradients (the learner); otherwise nothing does (a sampler).
+        gradient_checkpointing: recompute the UNet's blocks in the backward pass instead of keeping activations.
+        Raises UserError for everything that the user can mend.
+        """
+        if sampling.latents_dtype == DType.bfloat16:
+            raise UserError(
+                "sampling.latents_dtype=bfloat16 would round latents to 3 digits; choose float32, or float16 to halve "
+                "what is stored."
+            )
+        if sampling.guidance < 1:
+            raise UserError(
+                f"sampling.guidance={sampling.guidance:g} would guide away from the prompt; choose 1 (none) or more."
+            )
+        initial = None if model.lora.init_from is None else lora.load(Path(model.lora.init_from), model.lora)
+        family = StableDiffusion.load(model, sampling, device)
+        if device.startswith("cuda") and family.network.dtype == torch.float32:
+            torch.backends.cudnn.allow_tf32 = False  # float32 means float32: TF32 moves ratios by more than clip ranges
+            torch.backends.cuda.matmul.allow_tf32 = False
+        policy = cls(family, model.lora, sampling, device)
+        lora.inject(family.network, model.lora, seed, policy.arithmetic)
+        if initial is not None:
+            try:
+                lora.assign(family.network, initial)
+            except ValueError as error:
+                raise UserError(
+                    f"model.lora.init_from={model.lora.init_from} does not fit this run: {error}; set "
+                    "model.lora.targets and model.path to those it was trained with."
+                ) from error
+        for parameter in policy.lora_parameters().values():
+            parameter.requires_grad_(trainable)
+        if gradient_checkpointing:
+            family.network.enable_gradient_checkpointing()
+        if trainable and family.network.dtype == torch.float16:
+            policy._keep_gradients_in_float16_range()
+        return policy
+
+    @property
+    def schedule(self) -> gaussian.Schedule:
+        """The Gaussians of the T steps, on the policy's device."""
+        return self.family.schedule
+
+    @property
+    def num_steps(self) -> int:
+        """T."""
+        return len(self.schedule)
+
+    @property
+    def timesteps(self) -> np.ndarray:
+        """int32 [T], as they are stored."""
+        return self.schedule.timesteps.cpu().numpy().astype(np.int32)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self.family.latent_shape
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.family.image_size
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """Embeddings [B, L, D] of `prompts`, on the policy's device; computed once a prompt.
+
+        One prompt at a time, so that its embedding's last bits do not depend on what was encoded with it.
+        """
+        for prompt in prompts:
+            if prompt not in self._prompts:
+                self._prompts[prompt] = self.family.encode(prompt).cpu()
+        return torch.stack([self._prompts[prompt] for prompt in prompts]).to(self.device)
+
+    def gaussian(
+        self, latents: Tensor, step_index: Tensor, prompt_embeds: Tensor, guidance_gradient: str = "full"
+    ) -> tuple[Tensor, Tensor]:
+        """Mean [n,C,H,W] and std [n,1,1,1] of p(x_next | x, prompt), differentiable in the LoRA parameters.
+
+        latents: [n,C,H,W], x of each row; step_index: int64 [n], 0..T-1, each row its own; prompt_embeds: [n,L,D].
+        guidance_gradient: "conditional" keeps the gradient out of guidance's unconditional half; values are the same.
+        """
+        x = latents.to(self.device, self.arithmetic)
+        step_index = step_index.to(self.device)
+        output = self.family.predict(x, step_index, prompt_embeds).to(self.arithmetic)
+        if self.guidance != 1:
+            # Two passes of n rows, not one of 2n: the numbers are then the same whichever half needs a gradient.
+            with torch.no_grad() if guidance_gradient == "conditional" else nullcontext():
+                empty = self.encode([""]).expand(len(x), -1, -1)
+                unconditional = self.family.predict(x, step_index, empty).to(self.arithmetic)
+            output = unconditional + self.guidance * (output - unconditional)
+        if self._gradient_scale != 1 and output.requires_grad:
+            output.register_hook(lambda gradient: gradient * self._gradient_scale)
+        return gaussian.step(self.schedule, x, output, step_index)
+
+    def log_prob(
+        self,
+        latents: Tensor,
+        next_latents: Tensor,
+        step_index: Tensor,
+        prompt_embeds: Tensor,
+        guidance_gradient: str = "full",
+    ) -> Tensor:
+        """log p(next_latents | latents, prompt) [n] as a mean over C,H,W, float32; other arguments as in `gaussian`."""
+        mean, std = self.gaussian(latents, step_index, prompt_embeds, guidance_gradient)
+        return gaussian.log_prob(next_latents.to(mean), mean, std)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> np.ndarray:
+        """Pictures uint8 [B, height, width, 3] of final latents [B,C,H,W], rounded as diffusers' image processor."""
+        height, width = self.image_size
+        chunks = latents.to(self.device, self.arithmetic).split(max(1, DECODED_PIXELS // (height * width)))
+        pictures = torch.cat([self.family.decode(chunk) for chunk in chunks])
+        return ((pictures / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+    @contextmanager
+    def base(self) -> Iterator[None]:
+        """Inside, the policy is the pretrained model, without LoRA: for the KL to it."""
+        with lora.disabled(self.family.network):
+            yield
+
+    def lora_parameters(self) -> dict[str, nn.Parameter]:
+        """What is trained, by name, in the order of names."""
+        return lora.parameters(self.family.network)
+
+    def lora_state(self) -> dict[str, Tensor]:
+        """Copies of the LoRA weights, on the CPU, in the order of names: float32 (float64 if model.dtype is)."""
+        return {name: parameter.detach().to("cpu", copy=True) for name, parameter in self.lora_parameters().items()}
+
+    def load_lora_state(self, state: Mapping[str, Tensor]) -> None:
+        """Takes over `state`. Raises ValueError unless it has exactly this policy's names and shapes."""
+        lora.assign(self.family.network, state)
+
+    def save_lora(self, folder: Path) -> None:
+        """Writes the LoRA as diffusers does: `pipe.load_lora_weights(folder)` reads it."""
+        lora.save(self.lora_state(), folder, self.lora_config)
+
+    def _keep_gradients_in_float16_range(self) -> None:
+        """Backward through a float16 network loses gradients below 6e-8, and those of a mean over C*H*W dimensions and
+        thousands of pairs are smaller. So they enter the network scaled, by a power of two, and leave it unscaled.
+
+        128 CHW puts the largest at about 1 when 3,200 pairs share an optimizer step; float32 LoRA gradients come out
+        as if nothing had happened, unless one passed 65,504 and is infinite, which the learner counts.
+        """
+        self._gradient_scale = 128.0 * 2.0 ** (int(np.prod(self.latent_shape)) - 1).bit_length()
+        for parameter in self.lora_parameters().values():
+            parameter.register_hook(lambda gradient: gradient / self._gradient_scale)

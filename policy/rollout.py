@@ -1,0 +1,69 @@
+"""Sampling trajectories from the policy."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from policy import gaussian
+from policy.policy import Policy
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """B finished trajectories; log_probs[b, i] is that of latents[b, i + 1] given latents[b, i]."""
+
+    latents: np.ndarray  # [B, T+1, C, H, W], x_T first, in sampling.latents_dtype
+    timesteps: np.ndarray  # int32 [B, T]
+    log_probs: np.ndarray  # float32 [B, T], mean over C,H,W, of the latents as stored (float64 if model.dtype is)
+    images: np.ndarray  # uint8 [B, height, width, 3]
+
+
+@torch.no_grad()
+def rollout(policy: Policy, prompts: Sequence[str], seeds: Sequence[int]) -> Rollout:
+    """One trajectory for each (prompt, seed), with the batch shape that the caller chose.
+
+    Each trajectory draws from a generator of its own, x_T first and then one noise a step, as a plain diffusers
+    pipeline with `generator=torch.Generator().manual_seed(seed)` does; so its numbers do not depend on its neighbours.
+
+    Round first: a latent is rounded to the dtype it is stored in, then its log-prob is taken, and denoising goes on
+    from it. Otherwise the learner would score other latents than were acted on, and ratios would not start at 1.
+
+    Raises ArithmeticError if a trajectory leaves the finite numbers.
+    """
+    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+
+    def noise() -> torch.Tensor:
+        # float32 also for a network in half precision: torch draws a half as a rounded float
+        draws = [torch.randn((1, *policy.latent_shape), generator=g, dtype=policy.arithmetic) for g in generators]
+        return torch.cat(draws).to(policy.device)
+
+    def rounded(x: torch.Tensor) -> torch.Tensor:
+        return x.to(policy.latents_dtype).to(policy.arithmetic)
+
+    embeds = policy.encode(prompts)
+    x = rounded(noise())
+    latents, log_probs = [x], []
+    for i in range(policy.num_steps):
+        mean, std = policy.gaussian(x, torch.full((len(seeds),), i), embeds)
+        x = rounded(mean + std * noise())
+        log_probs.append(gaussian.log_prob(x, mean, std))
+        latents.append(x)
+    probabilities = torch.stack(log_probs, dim=1).cpu()
+    _refuse_non_finite(probabilities, prompts, seeds)
+    return Rollout(
+        latents=torch.stack(latents, dim=1).to("cpu", policy.latents_dtype).numpy(),
+        timesteps=np.tile(policy.timesteps, (len(seeds), 1)),
+        log_probs=probabilities.numpy(),
+        images=policy.decode(x),
+    )
+
+
+def _refuse_non_finite(log_probs: torch.Tensor, prompts: Sequence[str], seeds: Sequence[int]) -> None:
+    for row, prompt, seed in zip(log_probs, prompts, seeds, strict=True):  # not finite as soon as one latent is not
+        if not torch.isfinite(row).all():
+            raise ArithmeticError(
+                f"the trajectory of prompt {prompt!r} and seed {seed} became infinite or NaN; "
+                "lower sampling.guidance or learner.lr, or choose model.dtype=float32"
+            )

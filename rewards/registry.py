@@ -1,0 +1,76 @@
+"""From the config's words to a reward: built-in names, and classes of the user's own by import path."""
+
+import importlib
+import inspect
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from conf.errors import UserError
+from rewards.base import NamedReward, describe
+from rewards.jpeg import JpegCompressibility, JpegIncompressibility
+
+BUILT_IN: dict[str, type] = {
+    "compressibility": JpegCompressibility,
+    "incompressibility": JpegIncompressibility,
+}
+
+
+def resolve(name: str, path: str, args: Mapping[str, Any]) -> NamedReward:
+    """The reward `name` of the config: `path` is built in or "module:Class", `args` its keyword arguments.
+
+    A module is looked for where Python looks, and then in the working directory. Raises UserError naming the reward
+    and what to change.
+    """
+    where = f"rewards.{name}.path={path}"
+    kind = BUILT_IN[path] if path in BUILT_IN else _imported(where, path)
+    try:
+        inspect.signature(kind).bind(**args)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"rewards.{name}.args={dict(args)} do not fit {path}: {error}; change the args.") from error
+    try:
+        reward = kind(**args)
+    except UserError:
+        raise
+    except Exception as error:  # a user's code may raise anything, and it is the user who is told
+        raise UserError(f"Reward {name} ({path}) cannot be made: {describe(error)}; mend it or its args.") from error
+    if not callable(reward):
+        raise UserError(f"{where} cannot be called; give the class a method __call__(self, images, prompts).")
+    return NamedReward(name, reward)
+
+
+def _imported(where: str, path: str) -> type:
+    module_name, colon, class_name = path.partition(":")
+    if not (colon and class_name.isidentifier() and all(part.isidentifier() for part in module_name.split("."))):
+        raise UserError(
+            f"{where} is neither built in ({', '.join(sorted(BUILT_IN))}) nor of the form module:Class, for example "
+            "my_rewards:Brightness for the class Brightness in my_rewards.py."
+        )
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)  # last, so that no file of the user's takes the place of an installed module
+    importlib.invalidate_caches()
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module_name == error.name or module_name.startswith(f"{error.name}.")):
+            raise UserError(f"{where}: {module_name} needs {error.name}, which is not there; install it.") from error
+        raise UserError(
+            f"{where}: there is no module {module_name}; put {module_name.replace('.', '/')}.py into {here}, or start "
+            "from the folder that holds it."
+        ) from error
+    except Exception as error:  # a user's code may raise anything, and it is the user who is told
+        raise UserError(f"{where}: {module_name} cannot be imported: {describe(error)}; mend it.") from error
+    kind = getattr(module, class_name, None)
+    if kind is None:
+        own = [key for key, value in vars(module).items() if inspect.isclass(value) and value.__module__ == module_name]
+        raise UserError(
+            f"{where}: {module.__file__} has no {class_name}; it has {', '.join(sorted(own)) or 'no class at all'}."
+        )
+    if not inspect.isclass(kind):
+        raise UserError(
+            f"{where}: {class_name} is a {type(kind).__name__}, not a class; give a class with a method "
+            "__call__(self, images, prompts)."
+        )
+    return kind

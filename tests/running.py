@@ -1,0 +1,113 @@
+"""Real runs of `launch.py` for tests: each in a process of its own, with its own Ray, ended by id."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+FAULTS = Path(__file__).resolve().parent / "faults"
+TIMEOUT_S = 240.0
+
+# A run of a few seconds: 8 trajectories a batch in 4 orders. Actors ask for little, so that all fit on two cores.
+SMALL = [
+    "prompts.list=[a cat,two dogs,a horse on the beach]",
+    "sampling.steps=4",
+    "buffer.batch_size=8",
+    "buffer.order_size=2",
+    "evaluation.count=4",
+    "evaluation.grid=4",
+    "learner.microbatch=5",
+    "learner.tracker_min_count=2",
+    "samplers.num_cpus=0.2",
+    "learner.num_cpus=0.2",
+    "rewards.compressibility.num_cpus=0.2",
+    "samplers.threads=1",
+    "learner.threads=1",
+]
+
+
+@dataclass
+class Launched:
+    """A `launch.py` that is under way."""
+
+    process: subprocess.Popen[str]
+    mark: Path  # written when the fault is reached
+
+    def wait_for_fault(self) -> int:
+        """Until the actor under test stands still at its fault; its process id."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while not (self.mark.exists() and self.mark.read_text()):
+            if self.process.poll() is not None:
+                raise AssertionError(f"the run ended before its fault: {self.process.communicate()}")
+            if time.monotonic() > deadline:
+                raise AssertionError("the fault was never reached")
+            time.sleep(0.05)
+        return int(self.mark.read_text())
+
+    def kill(self) -> None:
+        """SIGKILL to the driver; Ray ends all else, which is waited for."""
+        self.process.kill()
+        self.process.wait()
+
+
+@contextmanager
+def launched(*arguments: str, cwd: Path, fault: str = "") -> Iterator[Launched]:
+    """Starts `launch.py` with these arguments. `fault` is module:function:n, see faults/sitecustomize.py."""
+    temp = Path(tempfile.mkdtemp(prefix="ddpo-"))  # short, because Ray's socket paths must be
+    environment = dict(os.environ, PYTHONPATH=str(FAULTS), FAULT=fault, FAULT_MARK=str(temp / "fault"))
+    command = [sys.executable, str(ROOT / "launch.py"), *arguments, f"ray.temp_dir={temp}/ray", "ray.dashboard=false"]
+    process = subprocess.Popen(
+        command,
+        cwd=cwd,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        yield Launched(process, temp / "fault")
+    finally:
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        wait_for_ray_to_end(temp)
+        shutil.rmtree(temp, ignore_errors=True)
+
+
+def launch(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Runs `launch.py` to its end."""
+    with launched(*arguments, cwd=cwd) as run:
+        output, errors = run.process.communicate(timeout=TIMEOUT_S)
+        return subprocess.CompletedProcess(run.process.args, run.process.returncode, output, errors)
+
+
+def wait_for_ray_to_end(temp: Path) -> None:
+    """Raises AssertionError, after ending them by id, if processes of the Ray under `temp` stay."""
+    deadline = time.monotonic() + 30
+    while left := _processes(temp):
+        if time.monotonic() > deadline:
+            for pid in left:
+                os.kill(pid, signal.SIGKILL)
+            raise AssertionError(f"processes of a finished run stay: {left}")
+        time.sleep(0.2)
+
+
+def _processes(temp: Path) -> list[int]:
+    """Ids of processes with `temp` on their command line."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and str(temp).encode() in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue  # it ended while we looked
+    return found

@@ -1,0 +1,170 @@
+"""Bad invocations: each is one clear sentence, raised before anything starts, that names what is wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from conf.errors import UserError
+from conf.load import load
+from conf.validate import cluster_fits, validate
+
+TWO_CORES = {"CPU": 2.0}
+
+# (words of the command, what the sentence must say)
+BAD = [
+    # what to run
+    (["compresibility"], "did you mean compressibility"),
+    (["nosuch.yaml"], "there is no experiment 'nosuch.yaml'"),
+    (["."], "there is no experiment '.'"),
+    # malformed settings
+    (["compressibility", "learner.lr"], "write key=value"),
+    (["compressibility", "--learner.lr=1"], "write key=value"),
+    (["compressibility", "=1"], "write key=value"),
+    (["compressibility", "learner..lr=1"], "write key=value"),
+    (["compressibility", "prompts.list=[a cat"], "not valid YAML"),
+    (["compressibility", "experiment=incompressibility"], "first word"),
+    # unknown keys
+    (["compressibility", "learner.lrr=1e-4"], "did you mean learner.lr?"),
+    (["compressibility", "lerner.lr=1e-4"], "did you mean learner?"),
+    (["compressibility", "lr=1e-4"], "did you mean learner.lr?"),
+    (["compressibility", "rewards.compressibility.wieght=2"], "did you mean rewards.compressibility.weight?"),
+    (["compressibility", "rewards.beauty.weight=2"], "rewards.beauty.path has no value"),
+    # wrong types
+    (["compressibility", "samplers.count=two"], "samplers.count=two has the wrong type: it takes int"),
+    (["compressibility", "samplers.count=2.5"], "samplers.count=2.5 has the wrong type: it takes int"),
+    (["compressibility", "samplers.count=true"], "wrong type: it takes int"),
+    (["compressibility", "learner.lr=fast"], "wrong type: it takes float"),
+    (["compressibility", "learner.lr="], "learner.lr=null has the wrong type"),
+    (["compressibility", "learner=3"], "names a group of settings"),
+    (["compressibility", "sampling=null"], "names a group of settings"),
+    (["compressibility", "rewards.compressibility=3"], "names a group of settings"),
+    (["compressibility", "model.dtype=float8"], "float32 | float16 | bfloat16"),
+    (["compressibility", "learner.algorithm=ppo"], "ddpo_is | ddpo_sf"),
+    (["compressibility", "learner.betas=[0.9]"], "[float, float]"),
+    (["compressibility", "ray.dashboard=7"], "it takes bool"),
+    (["compressibility", "run.name=${run.nme}"], "run.name cannot be worked out"),
+    (["compressibility", "run.name=${run.name}"], "run.name cannot be worked out"),
+    # impossible values
+    (["compressibility", "learner.lr=0"], "learner.lr=0.0 must be greater than 0"),
+    (["compressibility", "learner.lr=nan"], "learner.lr=nan must be a finite number"),
+    (["compressibility", "learner.clip_range=-1e-4"], "learner.clip_range=-0.0001 must be greater than 0"),
+    (["compressibility", "learner.betas=[0.9,1.0]"], "learner.betas=[0.9, 1.0] must lie between 0 and 1"),
+    (["compressibility", "run.batches=0"], "run.batches=0 must be at least 1"),
+    (["compressibility", "run.seed=-1"], "run.seed=-1 must not be negative"),
+    (["compressibility", "sampling.steps=0"], "sampling.steps=0 must lie between 1 and 1000"),
+    (["compressibility", "sampling.steps=1001"], "sampling.steps=1001 must lie between 1 and 1000"),
+    (["compressibility", "sampling.eta=0"], "sampling.eta=0.0 must be greater than 0"),
+    (["compressibility", "sampling.guidance=0.5"], "sampling.guidance=0.5 must be at least 1"),
+    (["compressibility", "sampling.latents_dtype=bfloat16"], "sampling.latents_dtype=bfloat16 cannot be stored"),
+    (["compressibility", "model.lora.rank=0"], "model.lora.rank=0 must be at least 1"),
+    (["compressibility", "model.lora.targets=[]"], "model.lora.targets is empty"),
+    (["compressibility", "samplers.num_cpus=1.5"], "samplers.num_cpus=1.5 must be a whole number"),
+    (["compressibility", "buffer.max_failed_share=1.1"], "buffer.max_failed_share=1.1 must lie between 0 and 1"),
+    (["compressibility", "run.name=../elsewhere"], "run.name='../elsewhere' must be a folder's name"),
+    (["compressibility", "run.name=.."], "run.name='..' must be a folder's name"),
+    (["compressibility", "rewards.advantage.path=compressibility"], "rewards.advantage: 'advantage' cannot be"),
+    # impossible combinations
+    (["compressibility", "buffer.order_size=24"], "buffer.batch_size=64 is not divisible by buffer.order_size=24"),
+    (["compressibility", "buffer.order_size=32"], "makes 2 orders of buffer.order_size=32"),
+    (["compressibility", "buffer.batch_size=2", "buffer.order_size=1"], "buffer.batch_size=2 is too small"),
+    (["compressibility", "evaluation.count=100"], "evaluation.count=100 is not divisible by buffer.order_size=16"),
+    (["compressibility", "evaluation.grid=129"], "evaluation.grid=129 is more than evaluation.count=128"),
+    (["compressibility", "learner.optimizer_steps=65"], "learner.optimizer_steps=65 is more than"),
+    (["compressibility", "learner.algorithm=ddpo_sf"], "ddpo_sf with learner.optimizer_steps=2"),
+    (
+        ["compressibility", "learner.algorithm=ddpo_sf", "learner.optimizer_steps=1", "buffer.max_staleness=1"],
+        "ddpo_sf with buffer.max_staleness=1",
+    ),
+    (["compressibility", "learner.tracker_min_count=33"], "learner.tracker_min_count=33 is never reached"),
+    (["compressibility", "rewards.compressibility.weight=0"], "rewards.compressibility.weight at 0"),
+    # prompts
+    (["compressibility", "prompts.set=emoji_finetun"], "did you mean emoji_finetune"),
+    (["compressibility", "prompts.set=null"], "give exactly one"),
+    (["compressibility", "prompts.set=counting", "prompts.list=[a cat]"], "prompts.set and prompts.list are given"),
+    (["compressibility", "prompts.list=[]"], "prompts.list is empty"),
+    (["compressibility", "prompts.list=[a cat,'']"], "entry 2 is blank"),
+    (["compressibility", "prompts.list=[a cat,a cat]"], "'a cat' stands in entry 1 and in entry 2"),
+    (["compressibility", "prompts.file=nosuch.txt"], "prompts.file=nosuch.txt cannot be read"),
+]
+
+
+def one_sentence(error: UserError) -> str:
+    message = str(error)
+    assert "\n" not in message and "Traceback" not in message and "omegaconf" not in message.lower()
+    assert len(message) < 500
+    return message
+
+
+@pytest.mark.parametrize(("words", "says"), BAD, ids=[" ".join(words) for words, _ in BAD])
+def test_a_bad_invocation_is_one_sentence(
+    words: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        validate(load(words))
+    assert says in one_sentence(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("learner: {lr: 1e-4", "is not valid YAML"),
+        ("learner:\n  lr: 1e-4\n  lr: 2e-4\n", "duplicate key lr"),
+        ("- a\n- b\n", "must hold settings as key: value"),
+        ("learner: {leraning_rate: 1}\n", "no setting learner.leraning_rate"),
+        ("rewards: [compressibility]\n", "names a group of settings"),
+        ("sampling: {steps: many}\n", "sampling.steps=many has the wrong type"),
+        ("run: {name: '${nowhere}'}\n", "run.name cannot be worked out"),
+        ("learner: {lr: 1e-4}\n", "no reward is set"),
+        ("just words\n", "there is no setting just words"),
+    ],
+)
+def test_a_bad_experiment_file_is_named_in_one_sentence(text: str, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        validate(load([str(path), "prompts.list=[a cat]"]))
+    assert says in one_sentence(caught.value)
+
+
+def test_binary_experiment_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(b"\xff\xfe\x00\x01")
+    with pytest.raises(UserError, match="not valid YAML"):
+        load([str(path)])
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "holds no prompt"),
+        (b"\n  \n\n", "holds no prompt"),
+        (b"a cat\n\na dog\na cat\n", "'a cat' stands in line 1 and in line 4"),
+        (b"\xff\xfea\x00", "not a text file in UTF-8"),
+        (b"a cat\n" + b"x" * 5000 + b"\n", "line 2 has 5000 characters"),
+        (b"a cat\x07\n", "control character"),
+    ],
+)
+def test_a_bad_prompt_file_is_named_in_one_sentence(content: bytes, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        validate(load(["compressibility", f"prompts.file={path}"]))
+    assert says in one_sentence(caught.value)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "resources", "says"),
+    [
+        (["learner.num_cpus=2"], TWO_CORES, "has 2 CPUs, but one actor of each role needs 2.75"),
+        (["rewards.a.path=compressibility", "rewards.a.num_cpus=1"], TWO_CORES, "a a reward 1"),
+        (["rewards.compressibility.num_gpus=1"], {"CPU": 8.0, "GPU": 2.0}, "has 2 GPUs, but one actor of each"),
+        ([], {}, "has 0 CPUs"),
+    ],
+)
+def test_a_cluster_too_small_is_refused_with_numbers(words: list[str], resources: dict[str, float], says: str) -> None:
+    with pytest.raises(UserError) as caught:
+        cluster_fits(load(["compressibility", *words]), resources)
+    assert says in one_sentence(caught.value)

@@ -1,0 +1,123 @@
+"""Emoji World: captions, the split, the committed weights, and that the pictures show what their prompts say."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from emoji_world import scenes
+from emoji_world.classifier import accuracy
+from emoji_world.scenes import Scene, all_scenes, caption, make_manifest, parse, prompt_set
+
+WEIGHTS = Path(scenes.__file__).parent / "weights"
+PIPELINE = WEIGHTS / "pipeline"
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(PIPELINE, torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_every_caption_reads_back():
+    everything = all_scenes()
+    assert len(everything) == 45 * 4 * 8 + 45 * 3
+    captions = [caption(scene) for scene in everything]
+    assert len(set(captions)) == len(everything)
+    assert [parse(text) for text in captions] == everything
+
+
+@pytest.mark.parametrize(
+    ("text", "scene"),
+    [
+        ("cat", Scene("cat", 1, "")),
+        ("3 Mice in space.", Scene("mouse", 3, "space")),
+        ("one ant on the beach", Scene("ant", 1, "beach")),
+    ],
+)
+def test_captions_of_others_read_too(text, scene):
+    assert parse(text) == scene
+
+
+@pytest.mark.parametrize("text", ["", "a unicorn in the forest", "two cats in the bath"])
+def test_what_is_no_caption_says_so(text):
+    with pytest.raises(ValueError, match="not a caption of Emoji World"):
+        parse(text)
+
+
+def test_manifest_is_what_the_script_makes():
+    assert json.loads(scenes.MANIFEST.read_text()) == make_manifest()
+    with pytest.raises(ValueError, match="no prompt set 'nothing'"):
+        prompt_set("nothing")
+
+
+def test_held_out_prompts_share_nothing_with_finetuning():
+    manifest = make_manifest()
+    for kind in ("animals", "places", "activities"):
+        assert not set(manifest["finetune"][kind]) & set(manifest["held_out"][kind])
+    trained = [parse(prompt) for prompt in prompt_set("emoji_finetune")]
+    held_out = [parse(prompt) for prompt in prompt_set("emoji_held_out")]
+    assert len(set(trained)) == 48 and {s.number for s in trained} == {1, 2, 3, 4}
+    assert not {s.animal for s in trained} & {s.animal for s in held_out}
+    assert not {s.setting for s in trained} & {s.setting for s in held_out}
+
+
+def test_weights_are_small_and_in_half_precision():
+    files = list(WEIGHTS.rglob("*"))
+    assert sum(f.stat().st_size for f in files if f.is_file()) < 25_000_000
+    assert not [f for f in files if f.suffix in (".bin", ".pt", ".pkl")]
+    for path in WEIGHTS.rglob("*.safetensors"):
+        with safe_open(path, "pt") as tensors:
+            assert all(tensors.get_slice(k).get_dtype() in ("F16", "I64") for k in tensors), path.name
+
+
+def test_transformers_4_can_read_them():
+    with safe_open(PIPELINE / "text_encoder" / "model.safetensors", "pt") as tensors:
+        assert all(key.startswith("text_model.") for key in tensors)
+    assert {"vocab.json", "merges.txt", "tokenizer.json"} <= {f.name for f in (PIPELINE / "tokenizer").iterdir()}
+
+
+def test_text_encoder_is_not_random(pipe):
+    """A prefix that does not fit leaves random weights and only a warning."""
+    with safe_open(PIPELINE / "text_encoder" / "model.safetensors", "pt") as tensors:
+        saved = tensors.get_tensor("text_model.embeddings.token_embedding.weight").float()
+    assert torch.equal(pipe.text_encoder.get_input_embeddings().weight, saved)
+
+
+def test_last_step_is_a_gaussian(pipe):
+    config = pipe.scheduler.config
+    assert (config.steps_offset, config.set_alpha_to_one, config.prediction_type) == (1, False, "epsilon")
+
+
+def test_any_text_has_tokens(pipe):
+    ids = pipe.tokenizer("Ünknown 猫, a bike!", padding="max_length", truncation=True, max_length=16).input_ids
+    assert len(ids) == pipe.tokenizer.model_max_length == 16
+    assert pipe.tokenizer.tokenize("three Geese riding a bike") == [
+        w + "</w>" for w in "three geese riding a bike".split()
+    ]
+
+
+def test_classifier_names_rendered_pictures():
+    pytest.importorskip("PIL")
+    from emoji_world.render import FONT_PATHS
+    from emoji_world.train_classifier import unseen
+
+    if not any(path.exists() for path in FONT_PATHS):
+        pytest.skip("needs fonts-noto-color-emoji")
+    assert accuracy(*unseen(200, seed=5)).all_three >= 0.95
+
+
+def test_pictures_show_what_their_prompts_say(pipe):
+    from emoji_world.evaluate import generate
+
+    prompts = prompt_set("emoji_finetune")[:12] + prompt_set("emoji_held_out")[:12]
+    images = generate(pipe, prompts, guidance=3.0, steps=20, seed=3)
+    assert images.shape == (24, 64, 64, 3) and images.dtype == np.uint8
+    right = accuracy(images, prompts)
+    assert min(right.animal, right.number, right.setting) > 0.7, right

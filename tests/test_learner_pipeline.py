@@ -1,0 +1,257 @@
+"""The update on a real, small StableDiffusionPipeline: gradient, checkpointing, and resuming bit for bit."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from conf.errors import UserError
+from conf.schema import Algorithm, Config, GuidanceGradient
+from learner.batch import Batch
+from learner.learner import Learner
+from learner.optimizer_state import optimizer_state
+from learner.update import Updater, shares
+from policy import lora
+from policy.policy import Policy
+from policy.rollout import rollout
+from tests.pipelines import tiny_pipeline
+
+STEPS = 5
+PROMPTS = ("a cat", "a dog", "two cat on the beach", "a horse")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_pipeline(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def config(folder: Path) -> Config:
+    config = Config()
+    config.model.path = str(folder)
+    config.model.lora.rank = 2
+    config.sampling.steps = STEPS
+    config.buffer.batch_size = 8
+    config.learner.lr = 1e-2
+    config.learner.clip_range = 1e-3
+    config.learner.microbatch = 7
+    config.learner.tracker_size = 4  # so that rewards are forgotten within six batches
+    config.learner.tracker_min_count = 3
+    return config
+
+
+def load(config: Config, **options: bool) -> Policy:
+    return Policy.load(config.model, config.sampling, config.run.seed, "cpu", trainable=True, **options)
+
+
+def away_from_zero(policy: Policy) -> None:
+    """B is zero at the start, and then A has no gradient."""
+    state, generator = policy.lora_state(), torch.Generator().manual_seed(7)
+    policy.load_lora_state({k: v + 0.1 * torch.randn(v.shape, generator=generator) for k, v in state.items()})
+
+
+def make_batch(policy: Policy, number: int, count: int = 8) -> Batch:
+    """What samplers at the policy's version would give, with a reward that any picture has."""
+    prompts = [PROMPTS[(number + row) % len(PROMPTS)] for row in range(count)]
+    made = rollout(policy, prompts, [1000 * number + row for row in range(count)])
+    return Batch(
+        number=number,
+        trajectory_ids=np.arange(count) + number * count,
+        prompts=tuple(prompts),
+        rewards=made.images.mean(axis=(1, 2, 3)).astype(np.float32),
+        ages=np.zeros(count, np.int32),
+        latents=made.latents,
+        log_probs=made.log_probs,
+    )
+
+
+def gradient(policy: Policy, config: Config, batch: Batch, microbatch: int) -> torch.Tensor:
+    updater = Updater(policy, config.learner, config.run.seed)
+    advantages = np.random.default_rng(2).normal(size=len(batch)).astype(np.float32)
+    updater.gradient(batch, advantages, shares(batch, 1, 0)[0], microbatch)
+    return torch.cat([parameter.grad.flatten() for parameter in updater.parameters.values()])
+
+
+def error(one: torch.Tensor, other: torch.Tensor) -> float:
+    return ((one - other).norm() / other.norm()).item()
+
+
+@pytest.fixture
+def policy(config: Config) -> Policy:
+    policy = load(config)
+    away_from_zero(policy)
+    return policy
+
+
+@pytest.mark.parametrize("microbatch", [1, 7])
+def test_the_gradient_is_the_same_for_every_microbatch(policy: Policy, config: Config, microbatch: int) -> None:
+    config.learner.clip_range = 1.0  # the last bits must not decide what is clipped
+    batch = make_batch(policy, 0)
+    whole = gradient(policy, config, batch, len(batch) * STEPS)
+    assert whole.norm() > 0
+    assert error(gradient(policy, config, batch, microbatch), whole) < 1e-5
+
+
+def test_score_function_and_importance_sampling_have_one_gradient_at_ratio_one(policy: Policy, config: Config) -> None:
+    config.learner.clip_range = 1.0
+    batch = make_batch(policy, 0)
+    sampled = gradient(policy, config, batch, 8)
+    config.learner.algorithm = Algorithm.ddpo_sf
+    assert error(gradient(policy, config, batch, 8), sampled) < 1e-5
+
+
+def test_gradient_checkpointing_has_the_same_gradient(policy: Policy, config: Config) -> None:
+    config.learner.clip_range = 1.0
+    batch = make_batch(policy, 0)
+    checkpointed = load(config, gradient_checkpointing=True)
+    away_from_zero(checkpointed)
+    assert error(gradient(checkpointed, config, batch, 8), gradient(policy, config, batch, 8)) < 1e-5
+
+
+def test_guidance_gradient_reaches_the_policy(policy: Policy, config: Config) -> None:
+    batch = make_batch(policy, 0)
+    full = gradient(policy, config, batch, 8)
+    config.learner.guidance_gradient = GuidanceGradient.conditional
+    assert error(gradient(policy, config, batch, 8), full) > 1e-2
+
+
+def test_log_prob_gap_is_zero_in_equal_shapes_and_small_in_others(config: Config) -> None:
+    config.learner.microbatch = 8  # a rollout of 8 and a microbatch of 8
+    gaps = []
+    for microbatch in (8, 3):
+        config.learner.microbatch = microbatch
+        learner = Learner(load(config), config)
+        away_from_zero(learner.policy)
+        gaps.append(learner.train(make_batch(learner.policy, 0)).metrics["ratio/gap"])
+    assert gaps[0] == 0
+    assert gaps[1] <= 5e-6
+
+
+def state_of(learner: Learner) -> dict[str, object]:
+    return {
+        "version": learner.version,
+        "lora": learner.policy.lora_state(),
+        "optimizer": optimizer_state(learner.updater.optimizer, learner.updater.parameters),
+        "tracker": learner.tracker.state_dict(),
+        "optimizer_steps": learner.optimizer_steps,
+    }
+
+
+def assert_same(one: dict[str, object], other: dict[str, object]) -> None:
+    assert one.keys() == other.keys()
+    for key, value in one.items():
+        if isinstance(value, dict) and value and isinstance(next(iter(value.values())), torch.Tensor):
+            assert value.keys() == other[key].keys()
+            assert all(torch.equal(tensor, other[key][name]) for name, tensor in value.items()), key
+        else:
+            assert value == other[key], key
+
+
+def test_six_batches_equal_three_a_restart_and_three(config: Config, tmp_path: Path) -> None:
+    whole = Learner(load(config), config)
+    metrics = [whole.train(make_batch(whole.policy, number)).metrics for number in range(6)]
+
+    first = Learner(load(config), config)
+    for number in range(3):
+        first.train(make_batch(first.policy, number))
+    first.save(tmp_path / "v3")
+    torch.manual_seed(99)  # the global state is no part of a run
+    second = Learner(load(config), config)
+    second.restore(tmp_path / "v3")
+    assert_same(state_of(first), state_of(second))
+    resumed = [second.train(make_batch(second.policy, number)).metrics for number in range(3, 6)]
+    assert_same(state_of(whole), state_of(second))
+    assert metrics[3:] == resumed
+    assert whole.version.number == 6 and whole.optimizer_steps == 12
+
+
+def test_version_0_is_saved_and_restored(config: Config, tmp_path: Path) -> None:
+    learner = Learner(load(config), config)
+    learner.save(tmp_path / "v0")
+    before = state_of(learner)
+    learner.train(make_batch(learner.policy, 0))
+    assert state_of(learner)["version"] != before["version"]
+    learner.restore(tmp_path / "v0")  # as a learner does that hears of another recovery point than its own
+    assert_same(state_of(learner), before)
+
+
+def test_the_recovery_point_is_a_lora_that_diffusers_loads(config: Config, tmp_path: Path) -> None:
+    learner = Learner(load(config), config)
+    learner.train(make_batch(learner.policy, 0))
+    learner.save(tmp_path / "v1")
+    state = lora.load(tmp_path / "v1", config.model.lora)
+    assert lora.digest(state) == learner.version.digest
+    assert all(torch.equal(state[name], tensor) for name, tensor in learner.policy.lora_state().items())
+
+
+def test_a_recovery_point_is_never_overwritten_and_leaves_no_temporary_files(config: Config, tmp_path: Path) -> None:
+    learner = Learner(load(config), config)
+    learner.save(tmp_path / "v0")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "v0").iterdir()}
+    with pytest.raises(FileExistsError):
+        learner.save(tmp_path / "v0")
+    assert before == {file.name: file.read_bytes() for file in (tmp_path / "v0").iterdir()}
+    assert [path.name for path in tmp_path.iterdir()] == ["v0"]
+
+
+FILES = ("state.json", "optimizer.safetensors", "pytorch_lora_weights.safetensors")
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("damage", ["missing", "truncated", "empty", "changed"])
+def test_a_damaged_recovery_point_is_refused_in_one_sentence(
+    config: Config, tmp_path: Path, file: str, damage: str
+) -> None:
+    learner = Learner(load(config), config)
+    learner.train(make_batch(learner.policy, 0))
+    learner.save(tmp_path / "v1")
+    path = tmp_path / "v1" / file
+    content = bytearray(path.read_bytes())
+    if damage == "missing":
+        path.unlink()
+    elif damage == "changed":  # one digit of a number, one bit of a weight
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    else:
+        path.write_bytes(content[: len(content) // 2] if damage == "truncated" else b"")
+    fresh = Learner(load(config), config)
+    before = state_of(fresh)
+    with pytest.raises(UserError) as caught:
+        fresh.restore(tmp_path / "v1")
+    assert file in str(caught.value) and "new run" in str(caught.value) and "\n" not in str(caught.value)
+    assert_same(state_of(fresh), before)
+
+
+def test_a_recovery_point_of_other_settings_is_refused(config: Config, tmp_path: Path) -> None:
+    Learner(load(config), config).save(tmp_path / "v0")
+    config.run.seed = 5
+    with pytest.raises(UserError, match=r"run\.seed=0.*has 5"):
+        Learner(load(config), config).restore(tmp_path / "v0")
+
+
+def test_the_state_file_is_plain_json_with_a_seal(config: Config, tmp_path: Path) -> None:
+    learner = Learner(load(config), config)
+    learner.train(make_batch(learner.policy, 0))
+    learner.save(tmp_path / "v1")
+    body = json.loads((tmp_path / "v1" / "state.json").read_text().splitlines()[0])
+    assert body["version"] == list(learner.version)
+    assert body["tracker"] == learner.tracker.state_dict()
+
+
+def test_a_batch_out_of_order_is_refused(config: Config) -> None:
+    learner = Learner(load(config), config)
+    batch = make_batch(learner.policy, 1)
+    with pytest.raises(ValueError, match="cannot train batch 1"):
+        learner.train(batch)
+
+
+def test_advantages_are_clipped_and_given_by_row(config: Config) -> None:
+    config.learner.advantage_clip = 0.5
+    learner = Learner(load(config), config)
+    batch = dataclasses.replace(make_batch(learner.policy, 0), rewards=np.arange(8, dtype=np.float32))
+    advantages = learner.train(batch).advantages
+    values = (np.arange(8) - 3.5) / np.std(np.arange(8))
+    np.testing.assert_allclose(advantages, np.clip(values, -0.5, 0.5), rtol=1e-5)

@@ -1,0 +1,243 @@
+"""The update against closed forms on a Gaussian, and what it does when numbers or memory run out."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from buffer.errors import RunStopped
+from conf.schema import Algorithm, LearnerConfig
+from learner.advantages import PerPromptTracker
+from learner.metrics import reward_metrics, update_metrics
+from learner.update import KL_PAIRS, Updater, shares
+from tests.learner_toy import SHAPE, D, GaussianToy, toy_batch
+
+STDS = [0.9, 0.5, 0.2]
+THETA = torch.tensor([0.3, -0.2, 0.1, 0.4], dtype=torch.float64).reshape(SHAPE)
+
+
+def config(**changes: object) -> LearnerConfig:
+    return dataclasses.replace(LearnerConfig(lr=0.02, max_grad_norm=1e9, weight_decay=0.0), **changes)
+
+
+def all_pairs(batch):
+    return shares(batch, 1, seed=0)[0]
+
+
+def normal(count: int) -> np.ndarray:
+    return np.random.default_rng(1).normal(size=count).astype(np.float32)
+
+
+def score_function_gradient(batch, advantages: np.ndarray, theta: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    """-mean over pairs of factor A (x_next - theta) / (D std^2): by hand, one pair after another."""
+    total = np.zeros(SHAPE)
+    for row in range(len(batch)):
+        for step, std in enumerate(STDS):
+            action = batch.latents[row, step + 1]
+            total -= factor[row, step] * float(advantages[row]) * (action - theta) / (D * std**2)
+    return total / (len(batch) * len(STDS))
+
+
+@pytest.mark.parametrize("algorithm", list(Algorithm))
+@pytest.mark.parametrize("microbatch", [1, 7, 1000])
+def test_gradient_at_ratio_one_is_the_closed_form(algorithm: Algorithm, microbatch: int) -> None:
+    policy = GaussianToy(THETA, STDS)
+    batch, advantages = toy_batch(policy, 20), normal(20)
+    updater = Updater(policy, config(algorithm=algorithm), seed=0)
+    outputs = updater.gradient(batch, advantages, all_pairs(batch), microbatch)
+    expected = score_function_gradient(batch, advantages, THETA.numpy(), np.ones((20, 3)))
+    np.testing.assert_allclose(policy.theta.grad.numpy(), expected, rtol=1e-12)
+    assert (outputs.ratio == 1).all() and not outputs.clipped.any()
+
+
+def test_gradient_off_policy_is_the_closed_form_with_the_clipped_pairs_left_out() -> None:
+    batch, advantages, clip = toy_batch(GaussianToy(THETA, STDS), 40), normal(40), 0.02
+    moved = GaussianToy(THETA + 0.01, STDS)
+    Updater(moved, config(clip_range=clip), seed=0).gradient(batch, advantages, all_pairs(batch), 16)
+    new = toy_log_probs(moved, batch)
+    ratio = np.exp(new - batch.log_probs)
+    up, down = (advantages[:, None] > 0) & (ratio > 1 + clip), (advantages[:, None] < 0) & (ratio < 1 - clip)
+    assert up.any() and down.any() and not (up | down).all()
+    expected = score_function_gradient(batch, advantages, THETA.numpy() + 0.01, np.where(up | down, 0, ratio))
+    np.testing.assert_allclose(moved.theta.grad.numpy(), expected, rtol=1e-10)
+
+
+@torch.no_grad()
+def toy_log_probs(policy: GaussianToy, batch) -> np.ndarray:
+    columns = [
+        policy.log_prob(
+            torch.from_numpy(batch.latents[:, step]),
+            torch.from_numpy(batch.latents[:, step + 1]),
+            torch.full((len(batch),), step),
+            torch.zeros(1),
+        )
+        for step in range(batch.num_steps)
+    ]
+    return torch.stack(columns, dim=1).numpy()
+
+
+@pytest.mark.parametrize("algorithm", list(Algorithm))
+def test_ddpo_improves_the_expected_reward(algorithm: Algorithm) -> None:
+    """E r = -(|theta - target|^2 / D + std^2): the distance has to shrink to a fraction."""
+    target = torch.full(SHAPE, 1.0)
+    policy = GaussianToy(torch.zeros(SHAPE), STDS)
+    updater = Updater(policy, config(algorithm=algorithm, clip_range=0.05, lr=0.03, optimizer_steps=2), seed=0)
+    tracker = PerPromptTracker(size=32, min_count=16)
+    before = ((policy.theta - target) ** 2).mean().item()
+    for number in range(60):
+        batch = toy_batch(policy, 32, number, target)
+        updater.train(batch, tracker.advantages(batch.prompts, batch.rewards))
+    assert ((policy.theta - target) ** 2).mean().item() < 0.1 * before
+
+
+def test_shares_hold_every_pair_once_and_shuffle_each_trajectory_by_itself() -> None:
+    batch = toy_batch(GaussianToy(THETA, [0.5] * 6), 10)
+    steps = shares(batch, 3, seed=4)
+    pairs = [pair for share in steps for pair in zip(share.rows, share.steps, strict=True)]
+    assert sorted(pairs) == [(row, step) for row in range(10) for step in range(6)]
+    assert sorted(len(set(share.rows)) for share in steps) == [3, 3, 4]
+    assert len({tuple(share.steps[share.rows == row]) for share in steps for row in set(share.rows)}) > 5
+    for share in steps:  # every timestep of a trajectory belongs to one optimizer step
+        assert all((share.rows == row).sum() == 6 for row in set(share.rows))
+    again, other = shares(batch, 3, seed=4), shares(batch, 3, seed=5)
+    assert all((a.rows == b.rows).all() and (a.steps == b.steps).all() for a, b in zip(steps, again, strict=True))
+    assert any((a.rows[:3] != b.rows[:3]).any() for a, b in zip(steps, other, strict=True))
+
+
+def test_a_batch_of_fewer_trajectories_than_optimizer_steps_takes_one_step_a_trajectory() -> None:
+    policy = GaussianToy(THETA, STDS)
+    results = Updater(policy, config(optimizer_steps=4), seed=0).train(toy_batch(policy, 3), normal(3))
+    assert [len(result.pairs) for result in results] == [3, 3, 3]
+
+
+def test_score_function_takes_one_optimizer_step() -> None:
+    policy = GaussianToy(THETA, STDS)
+    updater = Updater(policy, config(algorithm=Algorithm.ddpo_sf, optimizer_steps=4), seed=0)
+    assert len(updater.train(toy_batch(policy, 8), normal(8))) == 1
+
+
+def test_gradient_norm_is_clipped_and_reported_as_it_was() -> None:
+    policy = GaussianToy(THETA, STDS)
+    batch, advantages = toy_batch(policy, 8), 100 * normal(8)
+    updater = Updater(policy, config(), seed=0)
+    updater.gradient(batch, advantages, all_pairs(batch), 64)
+    norm = policy.theta.grad.norm().item()
+    clipped = Updater(policy, config(max_grad_norm=0.5, optimizer_steps=1), seed=0)
+    assert norm > 0.5
+    assert clipped.train(batch, advantages)[0].grad_norm == pytest.approx(norm, rel=1e-12)
+    # AdamW's first moment is 0.1 times the gradient that it was given
+    moment = clipped.optimizer.state[policy.theta]["exp_avg"]
+    assert moment.norm().item() == pytest.approx(0.05, rel=1e-5)
+
+
+def test_kl_to_base_is_the_closed_form_and_says_its_scale() -> None:
+    """|theta|^2 / (2 std^2) a step; on as many pairs as there are, so nothing is estimated."""
+    policy = GaussianToy(THETA, STDS)
+    batch = toy_batch(policy, KL_PAIRS // len(STDS))
+    assert len(all_pairs(batch)) <= KL_PAIRS
+    measured = Updater(policy, config(microbatch=5), seed=0).kl_to_base(batch)
+    per_step = [(THETA**2).sum().item() / (2 * std**2) for std in STDS]
+    assert measured.trajectory == pytest.approx(sum(per_step), rel=1e-12)
+    assert measured.dimension == pytest.approx(sum(per_step) / len(STDS) / D, rel=1e-12)
+
+
+def test_a_step_that_is_not_finite_is_not_taken_and_three_in_a_row_stop_the_run() -> None:
+    policy = GaussianToy(THETA, STDS)
+    updater = Updater(policy, config(optimizer_steps=1), seed=0)
+    batch, bad = toy_batch(policy, 8), normal(8)
+    bad[3] = np.nan
+    for _ in range(2):
+        result = updater.train(batch, bad)[0]
+        assert not result.taken
+        metrics = update_metrics(batch, [result], updater.kl_to_base(batch))
+        assert metrics["non_finite_steps"] == 1 and "loss" not in metrics
+    assert torch.equal(policy.theta, THETA) and policy.theta not in updater.optimizer.state
+    assert updater.train(batch, normal(8))[0].taken  # a good one between: counted from the start again
+    assert not torch.equal(policy.theta, THETA)
+    after = policy.theta.detach().clone()
+    updater.train(batch, bad)
+    updater.train(batch, bad)
+    with pytest.raises(RunStopped, match="not finite"):
+        updater.train(batch, bad)
+    assert torch.equal(policy.theta, after)
+
+
+def test_a_gradient_that_is_not_finite_is_not_taken_though_the_loss_is() -> None:
+    policy = GaussianToy(THETA, STDS)
+    policy.theta.register_hook(lambda gradient: gradient * torch.inf)
+    result = Updater(policy, config(optimizer_steps=1), seed=0).train(toy_batch(policy, 8), normal(8))[0]
+    assert np.isfinite(result.loss) and not result.taken and torch.equal(policy.theta, THETA)
+
+
+def test_out_of_memory_halves_the_microbatch_and_gives_the_same_gradient(caplog: pytest.LogCaptureFixture) -> None:
+    enough, little = GaussianToy(THETA, STDS), GaussianToy(THETA, STDS, memory=5)
+    batch, advantages = toy_batch(enough, 20), normal(20)
+    results = []
+    for policy in (enough, little):
+        updater = Updater(policy, config(microbatch=32, max_grad_norm=1e9, optimizer_steps=1), seed=0)
+        results.append(updater.train(batch, advantages)[0])
+    assert updater.microbatch == 4 and updater.halvings == 3
+    assert "learner.microbatch=4" in caplog.text
+    assert results[1].grad_norm == pytest.approx(results[0].grad_norm, rel=1e-12)
+    torch.testing.assert_close(little.theta, enough.theta, rtol=1e-12, atol=0)
+
+
+def test_memory_that_runs_out_midway_does_not_leave_half_a_gradient() -> None:
+    policy = GaussianToy(THETA, STDS)
+    batch, advantages = toy_batch(policy, 20), normal(20)
+    updater = Updater(policy, config(microbatch=16), seed=0)
+    updater.gradient(batch, advantages, all_pairs(batch), 16)
+    expected = policy.theta.grad.clone()
+    policy.calls.clear()
+    gaussian = policy.gaussian
+
+    def tight(*args: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if len(policy.calls) == 2 and len(args[0]) == 16:
+            raise torch.OutOfMemoryError("out of memory")
+        return gaussian(*args)
+
+    policy.gaussian = tight  # type: ignore[method-assign]
+    updater.within_memory(lambda microbatch: updater.gradient(batch, advantages, all_pairs(batch), microbatch))
+    assert updater.microbatch == 8
+    torch.testing.assert_close(policy.theta.grad, expected, rtol=1e-12, atol=0)
+
+
+def test_one_pair_that_does_not_fit_stops_the_run_with_a_sentence() -> None:
+    policy = GaussianToy(THETA, STDS)
+    batch = toy_batch(policy, 8)
+    policy.memory = 0
+    with pytest.raises(RunStopped, match="gradient_checkpointing"):
+        Updater(policy, config(), seed=0).train(batch, normal(8))
+
+
+def test_metrics_of_a_batch_by_hand() -> None:
+    policy = GaussianToy(THETA, STDS)
+    batch = toy_batch(policy, 12)
+    batch = dataclasses.replace(batch, ages=np.array([0, 1] * 6, np.int32))
+    batch.log_probs[:6] += 0.25  # the gap that a rollout of another precision would show
+    updater = Updater(policy, config(optimizer_steps=1, clip_range=0.1), seed=0)
+    base = updater.kl_to_base(batch)
+    steps = updater.train(batch, normal(12))
+    metrics = update_metrics(batch, steps, base)
+    assert metrics["ratio/gap"] == pytest.approx(0.25, rel=1e-6)
+    assert metrics["ratio/max_abs_log_true"] == pytest.approx(0.25 * D, rel=1e-6)
+    assert metrics["ratio/mean"] == pytest.approx((1 + np.exp(-0.25)) / 2, rel=1e-6)
+    assert metrics["clip_fraction"] == 0.5
+    assert metrics["kl/step"] == pytest.approx(0.25**2 / 4, rel=1e-6)
+    assert metrics["kl/step_true"] == pytest.approx((0.25 * D) ** 2 / 4, rel=1e-6)
+    assert metrics["kl/base"] == base.trajectory and metrics["grad_norm"] == steps[0].grad_norm
+    about = reward_metrics(batch, 16, {"prompt 0": 1.0, "prompt 1": 2.0, "prompt 9": 50.0})
+    assert about["set_aside"] == 4 and about["trajectories"] == 12
+    assert about["age/mean"] == 0.5 and about["age/max"] == 1
+    assert about["reward/std_per_prompt"] == 1.5
+    assert about["reward/mean"] == pytest.approx(np.mean(batch.rewards.astype(float)), rel=1e-12)
+
+
+def test_no_gap_is_given_where_no_row_is_fresh() -> None:
+    policy = GaussianToy(THETA, STDS)
+    batch = dataclasses.replace(toy_batch(policy, 6), ages=np.ones(6, np.int32))
+    updater = Updater(policy, config(), seed=0)
+    base = updater.kl_to_base(batch)
+    metrics = update_metrics(batch, updater.train(batch, normal(6)), base)
+    assert "ratio/gap" not in metrics and metrics["ratio/max_abs_log"] == 0

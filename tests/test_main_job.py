@@ -1,0 +1,272 @@
+"""The main job end to end, as a user runs it: `launch.py` in a process of its own, Ray and all, on small models."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from buffer.schema import tensors_of
+from tests.pipelines import sd15_layout, tiny_pipeline
+from tests.running import SMALL, launch, launched
+
+TIMES = {"claimed", "rolled_out", "scored", "trained"}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_pipeline(tmp_path_factory.mktemp("models") / "tiny")
+
+
+def small(model: Path, name: str, *more: str) -> list[str]:
+    return ["compressibility", *SMALL, f"model.path={model}", f"run.name={name}", *more]
+
+
+def newest_recovery_point(run_dir: Path) -> Path:
+    return max((run_dir / "checkpoints").glob("v*"))
+
+
+def trajectories(run_dir: Path) -> list[dict[str, Any]]:
+    """All rows, but for their times, in order of their ids."""
+    rows = [
+        row for file in sorted((run_dir / "trajectories").glob("*.parquet")) for row in pq.read_table(file).to_pylist()
+    ]
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Bit for bit: LoRA, optimizer, per-prompt tracker and all rows of trajectories."""
+    first, second = newest_recovery_point(one), newest_recovery_point(other)
+    assert first.name.split(".")[0] == second.name.split(".")[0]
+    lora = [load_file(point / "pytorch_lora_weights.safetensors") for point in (first, second)]
+    assert lora[0].keys() == lora[1].keys()
+    assert all(torch.equal(lora[0][name], lora[1][name]) for name in lora[0])
+    for file in ("optimizer.safetensors", "state.json"):
+        assert (first / file).read_bytes() == (second / file).read_bytes(), file
+    assert trajectories(one) == trajectories(other)
+
+
+def stored_picture(run_dir: Path, trajectory_id: int) -> np.ndarray:
+    """uint8 [H, W, 3] from the tensor files."""
+    for file in (run_dir / "tensors").glob("*.arrow"):
+        table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+        if "image" in table.column_names and trajectory_id in table["trajectory_id"].to_pylist():
+            row = table["trajectory_id"].to_pylist().index(trajectory_id)
+            return tensors_of(table)["image"][row]
+    raise AssertionError(f"no picture of trajectory {trajectory_id} is kept")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of six batches that nothing happened to."""
+    work = tmp_path_factory.mktemp("undisturbed")
+    done = launch(*small(model, "run", "run.batches=6"), cwd=work)
+    assert done.returncode == 0, done.stderr
+    return work / "runs" / "run"
+
+
+def test_a_run_leaves_what_the_readme_promises(undisturbed: Path, model: Path) -> None:
+    for name in ("config.yaml", "metrics.jsonl", "tensorboard", "lora", "trajectories", "samples", "report.html"):
+        assert (undisturbed / name).exists(), name
+    rows = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
+    assert [row["batch"] for row in rows if "batch" in row] == list(range(6))
+    assert all(row["ratio/gap"] <= 5e-6 for row in rows if "batch" in row)  # rolled out in twos, learned in fives
+    assert {row["version"] for row in rows if "version" in row} >= {0, 6}
+    assert len(trajectories(undisturbed)) == 6 * 8
+    weights = load_file(undisturbed / "lora" / "pytorch_lora_weights.safetensors")
+    assert any(tensor.abs().max() > 0 for name, tensor in weights.items() if "lora_B" in name)
+    assert Image.open(undisturbed / "samples" / "v00006.png").size[0] > 64
+
+
+def test_a_finished_run_says_so_and_how_to_train_on(undisturbed: Path, model: Path) -> None:
+    work = undisturbed.parent.parent
+    before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*") if path.is_file()}
+    again = launch(*small(model, "run", "run.batches=6"), cwd=work)
+    assert again.returncode == 0
+    assert "run.batches=" in again.stdout
+    assert before == {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*") if path.is_file()}
+
+
+def test_duckdb_answers_from_the_files(undisturbed: Path) -> None:
+    answer = duckdb.sql(
+        f"SELECT prompt, policy_version, avg(reward) FROM '{undisturbed}/trajectories/*.parquet' GROUP BY ALL"
+    ).fetchall()
+    assert {version for _, version, _ in answer} == set(range(6))
+
+
+@pytest.mark.parametrize("samplers", [2, 3])
+def test_any_number_of_samplers_gives_the_same_weights(
+    samplers: int, model: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    done = launch(*small(model, "run", "run.batches=6", f"samplers.count={samplers}"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(undisturbed, tmp_path / "runs" / "run")
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param("policy.rollout:rollout:15", id="during rollout"),
+        pytest.param("rewards.scoring:score_order:15", id="during scoring"),
+        pytest.param("learner.update:optimizer_step:8", id="between two optimizer steps of a batch"),
+        pytest.param("buffer.store:write_batch:4", id="between the recovery point and its registration"),
+    ],
+)
+def test_kill_9_of_the_driver_and_the_same_command_again(
+    fault: str, model: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """Six batches are three batches, kill -9 and the rest, wherever it strikes."""
+    command = small(model, "run", "run.batches=6")
+    with launched(*command, cwd=tmp_path, fault=fault) as run:
+        run.wait_for_fault()
+        run.kill()
+    done = launch(*command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(undisturbed, tmp_path / "runs" / "run")
+
+
+def test_ctrl_c_stops_with_a_recovery_point_and_the_same_command_goes_on(
+    model: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    command = small(model, "run", "run.batches=6")
+    with launched(*command, cwd=tmp_path) as run:
+        for line in run.process.stdout:
+            if line.startswith("batch 2/"):
+                break
+        run.process.send_signal(signal.SIGINT)
+        output, errors = run.process.communicate(timeout=60)
+    assert run.process.returncode == 0, errors
+    assert "goes on" in output
+    assert len(trajectories(tmp_path / "runs" / "run")) < 6 * 8
+    done = launch(*command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(undisturbed, tmp_path / "runs" / "run")
+
+
+def test_plain_diffusers_reproduces_an_evaluation_picture(undisturbed: Path, model: Path) -> None:
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(model, safety_checker=None)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    pipe.load_lora_weights(undisturbed / "lora")
+    pipe.set_progress_bar_config(disable=True)
+    (file,) = (undisturbed / "evaluation").glob("v00006*")
+    row = pq.read_table(file).to_pylist()[0]
+    generator = torch.Generator().manual_seed(row["seed"])
+    picture = pipe(
+        row["prompt"], num_inference_steps=4, guidance_scale=3.0, eta=1.0, output_type="np", generator=generator
+    ).images[0]
+    assert np.abs(picture - stored_picture(undisturbed, row["trajectory_id"]) / 255).mean() < 1 / 255
+
+
+def test_the_main_job_runs_on_the_layout_of_stable_diffusion_1_5(tmp_path: Path) -> None:
+    """Its scheduler is PNDM's, weights have an fp16 variant, and a safety checker is listed."""
+    folder = sd15_layout(tmp_path / "sd15")
+    done = launch(
+        *small(folder, "run", "run.batches=2", "model.variant=fp16", "sampling.latents_dtype=float16"), cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(trajectories(tmp_path / "runs" / "run")) == 2 * 8
+
+
+def test_the_shipped_model_trains_asynchronously_and_never_on_older_data_than_the_bound(tmp_path: Path) -> None:
+    done = launch(
+        "compressibility",
+        *SMALL[1:],
+        "run.name=run",
+        "run.batches=6",
+        "buffer.max_staleness=2",
+        "samplers.count=2",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = trajectories(tmp_path / "runs" / "run")
+    assert len(rows) == 6 * 8
+    assert max(row["age"] for row in rows) <= 2
+    assert all(row["age"] == row["batch"] - row["policy_version"] for row in rows)
+
+
+USER_REWARD = """
+import numpy as np
+
+class Reward:
+    name = "mine"
+    def __call__(self, images, prompts):
+        {body}
+"""
+
+
+def user_reward(folder: Path, body: str) -> list[str]:
+    (folder / "my_rewards.py").write_text(USER_REWARD.format(body=body))
+    return ["rewards.mine.path=my_rewards:Reward", "rewards.mine.num_cpus=0.2", "rewards.compressibility.weight=0"]
+
+
+def test_a_reward_from_the_users_own_file_trains(model: Path, tmp_path: Path) -> None:
+    mine = user_reward(tmp_path, "return images.mean(axis=(1, 2, 3)).astype(np.float32)")
+    done = launch(*small(model, "run", "run.batches=2", *mine), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = trajectories(tmp_path / "runs" / "run")
+    assert all(row["reward"] == row["mine"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param("raise RuntimeError('no weights')", id="raises"),
+        pytest.param("return np.full(len(images), np.nan, np.float32)", id="NaN"),
+        pytest.param("return np.zeros((len(images), 2), np.float32)", id="wrong shape"),
+    ],
+)
+def test_a_reward_that_never_works_stops_before_the_first_rollout(body: str, model: Path, tmp_path: Path) -> None:
+    done = launch(*small(model, "run", *user_reward(tmp_path, body)), cwd=tmp_path)
+    assert done.returncode == 2
+    assert "mine" in done.stderr and "Traceback" not in done.stderr + done.stdout
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert not (tmp_path / "runs" / "run").exists()
+
+
+def test_a_reward_that_begins_to_fail_stops_the_run_which_goes_on_after_it_is_mended(
+    model: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    good = "return np.zeros(len(images), np.float32)"
+    failing = (
+        "if __import__('pathlib').Path('broken').exists() and images.any(): raise RuntimeError('the service is away')\n"
+        f"        {good}"
+    )
+    command = small(model, "run", "run.batches=6", *user_reward(tmp_path, failing))
+    with launched(*command, cwd=tmp_path) as run:
+        for line in run.process.stdout:
+            if line.startswith("batch 2/"):
+                (tmp_path / "broken").touch()
+        _, errors = run.process.communicate(timeout=60)
+    assert run.process.returncode == 2
+    assert "the service is away" in errors and "max_failed_share" in errors and "Traceback" not in errors
+    (tmp_path / "broken").unlink()
+    done = launch(*command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = trajectories(tmp_path / "runs" / "run")
+    assert len(rows) == 6 * 8 and all(row["set_aside"] is None for row in rows)
+
+
+def test_a_damaged_tensor_file_is_rolled_out_again_with_the_same_result(
+    model: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """Acknowledged, then truncated while nobody looked: a run killed in training has a batch of such files."""
+    command = small(model, "run", "run.batches=6")
+    with launched(*command, cwd=tmp_path, fault="learner.update:optimizer_step:8") as run:
+        run.wait_for_fault()
+        run.kill()
+    victim = next((tmp_path / "runs" / "run" / "tensors").glob("b00003.01.e*.arrow"))
+    victim.write_bytes(victim.read_bytes()[:100])
+    done = launch(*command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert victim.name in done.stdout
+    assert_same_run(undisturbed, tmp_path / "runs" / "run")

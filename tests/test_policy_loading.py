@@ -1,0 +1,195 @@
+"""Loading: a model that cannot be a policy is refused in one sentence, before anything heavy where possible."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from conf.errors import UserError
+from conf.schema import DType, ModelConfig, SamplingConfig
+from policy.policy import Policy
+from policy.source import check_model
+from policy.stable_diffusion import check_schedule, image_size
+from tests.pipelines import edit_json, tiny_pipeline
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    return tiny_pipeline(tmp_path_factory.mktemp("model") / "pipeline")
+
+
+def refusal(call: Callable[[], object]) -> str:
+    with pytest.raises(UserError) as raised:
+        call()
+    sentence = str(raised.value)
+    assert "\n" not in sentence and sentence.endswith(".")
+    return sentence
+
+
+def load(model: ModelConfig, **sampling: Any) -> Policy:
+    return Policy.load(model, SamplingConfig(**{"steps": 6, **sampling}), 0, "cpu", trainable=False)
+
+
+def drop(name: str) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return spoil
+
+
+def pickles_only(folder: Path) -> None:
+    for part in ("unet", "vae"):
+        (folder / part / "diffusion_pytorch_model.safetensors").rename(folder / part / "diffusion_pytorch_model.bin")
+
+
+def fp16_only(folder: Path) -> None:
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    file.rename(file.with_name("diffusion_pytorch_model.fp16.safetensors"))
+
+
+def not_json(folder: Path) -> None:
+    (folder / "model_index.json").write_text("{")
+
+
+def sdxl(folder: Path) -> None:
+    edit_json(folder / "model_index.json", _class_name="StableDiffusionXLPipeline")
+
+
+SPOILED_FOLDERS = [
+    (drop("model_index.json"), "model_index.json"),
+    (not_json, "not valid JSON"),
+    (sdxl, "StableDiffusionXLPipeline"),
+    (drop("vae"), "no weights in vae/"),
+    (drop("text_encoder/model.safetensors"), "no weights in text_encoder/"),
+    (pickles_only, "safe_serialization"),
+    (fp16_only, "set model.variant"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "names"), SPOILED_FOLDERS)
+def test_a_folder_that_is_no_model_is_refused(good: Path, tmp_path: Path, spoil: Callable, names: str) -> None:
+    folder = shutil.copytree(good, tmp_path / "pipeline")
+    spoil(folder)
+    model = ModelConfig(str(folder))
+    sentence = refusal(lambda: check_model(model))
+    assert names in sentence and str(folder) in sentence
+    assert refusal(lambda: load(model)) == sentence
+
+
+@pytest.mark.parametrize("path", ["emoji_world/no/such", "/no/such/folder", "./here", "a b/c", "", "pipeline"])
+def test_what_is_neither_folder_nor_hub_id_is_refused(path: str) -> None:
+    assert f"model.path={path} " in refusal(lambda: check_model(ModelConfig(path)))
+
+
+def test_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "v1-5.safetensors").write_bytes(b"")
+    assert "not a folder" in refusal(lambda: check_model(ModelConfig(str(tmp_path / "v1-5.safetensors"))))
+
+
+def test_a_hub_id_that_cannot_be_reached_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # what HF_HUB_OFFLINE=1 sets
+    sentence = refusal(lambda: check_model(ModelConfig("nobody-at-all/no-such-model")))
+    assert "model.path=nobody-at-all/no-such-model is no folder here" in sentence
+
+
+def test_a_missing_variant_is_named(good: Path) -> None:
+    sentence = refusal(lambda: load(ModelConfig(str(good), variant="fp16")))
+    assert "model.variant=fp16" in sentence and "diffusion_pytorch_model.safetensors" in sentence
+
+
+def scheduler(**changes: object) -> Callable[[Path], None]:
+    return lambda folder: edit_json(folder / "scheduler" / "scheduler_config.json", **changes)
+
+
+def unet(**changes: object) -> Callable[[Path], None]:
+    return lambda folder: edit_json(folder / "unet" / "config.json", **changes)
+
+
+def torn(folder: Path) -> None:
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+def without_a_tensor(folder: Path) -> None:
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({name: value for name, value in load_file(file).items() if name != "conv_in.weight"}, file)
+
+
+SPOILED_PARTS = [
+    (scheduler(steps_offset=0), "steps_offset=0"),
+    (scheduler(set_alpha_to_one=...), "set_alpha_to_one=true"),
+    (scheduler(clip_sample=...), "clip_sample"),
+    (scheduler(prediction_type="sample"), "'sample'"),
+    (scheduler(_class_name="FlowMatchEulerDiscreteScheduler"), "FlowMatchEulerDiscreteScheduler"),
+    (scheduler(beta_schedule="cosine"), "cosine"),
+    (scheduler(timestep_spacing="uneven"), "uneven"),
+    (drop("scheduler"), "scheduler cannot be read"),
+    (drop("tokenizer"), "no vocabulary in tokenizer/"),
+    (unet(out_channels=8), "unet"),
+    (torn, "unet cannot be read"),
+    (without_a_tensor, "conv_in.weight"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "names"), SPOILED_PARTS)
+def test_a_model_with_a_part_that_cannot_be_a_policy_is_refused(
+    good: Path, tmp_path: Path, spoil: Callable, names: str
+) -> None:
+    folder = shutil.copytree(good, tmp_path / "pipeline")
+    spoil(folder)
+    assert names in refusal(lambda: load(ModelConfig(str(folder))))
+
+
+@pytest.mark.parametrize(
+    "name", ["EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "PNDMScheduler", "DDPMScheduler"]
+)
+def test_ddim_follows_from_other_schedulers_configs(good: Path, tmp_path: Path, name: str) -> None:
+    folder = shutil.copytree(good, tmp_path / "pipeline")
+    expected = load(ModelConfig(str(good))).schedule
+    scheduler(_class_name=name, skip_prk_steps=True, interpolation_type="linear")(folder)
+    assert torch.equal(load(ModelConfig(str(folder))).schedule.std, expected.std)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "names"),
+    [
+        ({"steps": 0}, "sampling.steps=0"),
+        ({"eta": 0.0}, "sampling.eta=0"),
+        ({"guidance": 0.5}, "sampling.guidance=0.5"),
+        ({"latents_dtype": DType.bfloat16}, "sampling.latents_dtype=bfloat16"),
+    ],
+)
+def test_impossible_sampling_is_refused(good: Path, sampling: dict, names: str) -> None:
+    assert names in refusal(lambda: load(ModelConfig(str(good)), **sampling))
+
+
+def test_schedule_and_size_are_known_without_weights(good: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(good, tmp_path / "pipeline")
+    for weights in folder.rglob("*.safetensors"):
+        weights.unlink()
+    model = ModelConfig(str(folder))
+    check_schedule(model, SamplingConfig())
+    assert image_size(model) == (64, 64)
+    assert "sampling.eta=0" in refusal(lambda: check_schedule(model, SamplingConfig(eta=0.0)))
+    unet(sample_size=[8, 16])(folder)
+    assert image_size(model) == (64, 128)
+    drop("unet")(folder)
+    assert "unet" in refusal(lambda: image_size(model))
+
+
+def test_checking_a_model_needs_no_torch(good: Path) -> None:
+    """launch.py checks before it starts anything; importing torch and diffusers would take it seconds."""
+    code = (
+        "import sys; from conf.schema import ModelConfig; from policy.source import check_model; "
+        f"check_model(ModelConfig({json.dumps(str(good))})); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
