@@ -36,7 +36,6 @@ class News:
     seconds: dict[str, Seconds]  # of each worker, by occupation
 
 
-@ray.remote(max_restarts=-1, max_task_retries=0)
 class BufferActor:
     """One a run. Ray restarts it where there is room; it then replays the journal under the next epoch."""
 
@@ -56,7 +55,7 @@ class BufferActor:
         """The next order to roll out and a list of one reference: its version's weights. None: nothing in time."""
         self.seconds[worker] = seconds
         claim = await self._wait_for(lambda: None if self._refused(worker) else self.buffer.claim(worker), wait_s)
-        return claim and (claim, self.weights[claim.version])
+        return (claim, self.weights[claim.version]) if claim else None
 
     async def add(self, order_id: str, version: Version, table: pa.Table) -> bool:
         return bool(self._change(lambda: self.buffer.add(order_id, version, table)))

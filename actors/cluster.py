@@ -1,5 +1,6 @@
 """The Ray cluster: a running one, or one started here and ended with the run."""
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,7 +32,7 @@ def cluster(config: Config) -> Iterator[dict[str, float]]:
             include_dashboard=config.ray.dashboard if local else None,
             _temp_dir=config.ray.temp_dir if local else None,
             runtime_env=runtime_env,
-            logging_level="error",
+            logging_level=logging.ERROR,
             log_to_driver=False,
         )
     except ConnectionError as error:

@@ -52,7 +52,6 @@ class Driver:
         self.plan = plan
         self.rewards: dict[str, ActorHandle] = {}  # tried, by place
         self.weights: dict[Version, list[ray.ObjectRef]] = {}  # the driver owns them, so they outlive every worker
-        self.epoch = 0
 
     def __enter__(self) -> "Driver":
         return self
@@ -72,10 +71,9 @@ class Driver:
         for name, reward in self.config.rewards.items():
             for index in range(reward.count):
                 self.rewards[f"reward-{name}-{index}"] = self._reward(name)(f"reward-{name}-{index}.0")
-        trials = {
-            place: actor.prepare.remote(list(self.plan.prompts), image_size) for place, actor in self.rewards.items()
-        }
-        for place, trial in trials.items():
+        prompts = list(self.plan.prompts)
+        trials: list[Any] = [actor.prepare.remote(prompts, image_size) for actor in self.rewards.values()]
+        for place, trial in zip(self.rewards, trials, strict=True):
             try:
                 problem = ray.get(trial)
             except RayActorError as error:
@@ -85,7 +83,9 @@ class Driver:
 
     def start(self) -> None:
         """Starts the buffer and the workers. Raises UserError when the run folder's journal is no good."""
-        self.buffer = BufferActor.options(num_cpus=0).remote(str(self.run_dir), self.plan, self._buffer_settings())
+        self.buffer = _remote(BufferActor, max_restarts=-1).remote(
+            str(self.run_dir), self.plan, self._buffer_settings()
+        )
         try:
             news: News = ray.get(self.buffer.poll.remote(0.0))
         except RayActorError as error:
@@ -104,13 +104,12 @@ class Driver:
     def step(self) -> News:
         """Hears the news and does what they ask for. Raises RunStopped with the reason when the run cannot go on."""
         news: News = call(self.buffer.poll, POLL_S)
-        if news.epoch != self.epoch:
-            self.epoch = news.epoch
         for version, recovery_point in news.to_publish:
             self._publish(version, recovery_point)
-        for version in news.evaluations:
-            if version not in self.log.versions:
-                self._record_evaluation(version)
+        self.weights = {version: refs for version, refs in self.weights.items() if version in news.served}
+        for evaluated in news.evaluations:
+            if evaluated not in self.log.versions:
+                self._record_evaluation(evaluated)
         self.fleet.tend(news.overdue)
         if news.stop:
             raise RunStopped(news.stop)
@@ -120,7 +119,7 @@ class Driver:
         """Lets the learner finish the batch it has, and nothing new begin."""
         ray.get(self.buffer.drain.remote())
 
-    def snapshot(self, news: News, note: str = "") -> Snapshot:
+    def snapshot(self, news: News) -> Snapshot:
         """What the display shows of `news`."""
         rows = read_metrics(self.log.path)
         return Snapshot(
@@ -131,7 +130,7 @@ class Driver:
             orders={state: news.status[f"orders_{state}"] for state in ("open", "claimed", "rolled_out", "scored")},
             set_aside=news.status["set_aside"],
             restarts=sum(self.fleet.restarts.values()),
-            note=note or self.fleet.last_death,
+            notes=[*self.fleet.deaths, *news.status["notes"]],
         )
 
     def record(self, news: News) -> None:
@@ -160,8 +159,9 @@ class Driver:
 
     def _record_evaluation(self, version: int) -> None:
         rows, pictures = call(self.buffer.evaluation, version, self.config.evaluation.grid)
-        captions = rows["prompt"].to_pylist()[: len(pictures)]
-        save_grid(self.run_dir / "samples" / f"v{version:05d}.png", pictures, captions)
+        if pictures is not None:
+            captions = rows["prompt"].to_pylist()[: len(pictures)]
+            save_grid(self.run_dir / "samples" / f"v{version:05d}.png", pictures, captions)
         scores = rows["reward"].drop_null().to_numpy()
         self.log.add_evaluation(version, {"reward/mean": float(scores.mean()), "reward/std": float(scores.std())})
 
@@ -181,19 +181,23 @@ class Driver:
 
     def _sampler(self, worker: str) -> ActorHandle:
         needs = self.config.samplers
-        return SamplerActor.options(num_cpus=needs.num_cpus, num_gpus=needs.num_gpus).remote(worker, self.config)
+        return _remote(SamplerActor, needs.num_cpus, needs.num_gpus).remote(worker, self.config)
 
     def _learner(self, worker: str) -> ActorHandle:
         needs = self.config.learner
-        return LearnerActor.options(num_cpus=needs.num_cpus, num_gpus=needs.num_gpus).remote(worker, self.config)
+        return _remote(LearnerActor, needs.num_cpus, needs.num_gpus).remote(worker, self.config)
 
     def _reward(self, name: str) -> Callable[[str], ActorHandle]:
         def start(worker: str) -> ActorHandle:
             needs = self.config.rewards[name]
-            actor = RewardActor.options(num_cpus=needs.num_cpus, num_gpus=needs.num_gpus)
-            return actor.remote(worker, name, needs)
+            return _remote(RewardActor, needs.num_cpus, needs.num_gpus).remote(worker, name, needs)
 
         return start
+
+
+def _remote(kind: type, num_cpus: float = 0, num_gpus: float = 0, max_restarts: int = 0) -> Any:
+    """`kind` as a class of actors. Ray itself repeats no call: who asked asks again, if that is right."""
+    return ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=max_restarts, max_task_retries=0)(kind)
 
 
 def evaluated_versions(config: Config) -> tuple[int, ...]:

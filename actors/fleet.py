@@ -47,7 +47,7 @@ class Fleet:
     buffer: ActorHandle
     places: list[Place] = field(default_factory=list)
     restarts: dict[str, int] = field(default_factory=dict)  # by place
-    last_death: str = ""
+    deaths: list[str] = field(default_factory=list)  # who died of what, a sentence each
 
     def add(self, place: Place, actor: ActorHandle | None = None) -> None:
         """Fills a new place, with `actor` if it was started before (rewards are, to be tried)."""
@@ -64,7 +64,7 @@ class Fleet:
             if place.actor is not None and place.worker in overdue:
                 ray.kill(place.actor, no_restart=True)
             if place.actor is not None and (cause := self._death(place)):
-                self._bury(place, cause)
+                self._bury(place, place.actor, cause)
             if place.actor is None and time.monotonic() >= place.restart_at:
                 self.restarts[place.name] += 1
                 place.incarnation += 1
@@ -96,12 +96,12 @@ class Fleet:
             return str(error).strip().splitlines()[0]
         return "it ended by itself"
 
-    def _bury(self, place: Place, cause: str) -> None:
-        ray.kill(place.actor, no_restart=True)
+    def _bury(self, place: Place, actor: ActorHandle, cause: str) -> None:
+        ray.kill(actor, no_restart=True)
         ray.get(self.buffer.worker_died.remote(place.worker))
         healthy = time.monotonic() - place.started_at >= HEALTHY_S
         place.failed_starts = 1 if healthy else place.failed_starts + 1
-        self.last_death = f"{place.name} died: {cause}"
+        self.deaths.append(f"{place.worker} died ({cause}); another takes its place in {place.delay_s:.0f} s")
         if place.failed_starts >= MOST_FAILED_STARTS:
             raise UserError(
                 f"{place.name} died {place.failed_starts} times in a row within {HEALTHY_S:.0f} s of its start; "

@@ -19,7 +19,6 @@ from policy.policy import Policy
 WAIT_S = 5.0
 
 
-@ray.remote(max_restarts=0, max_task_retries=0)
 class LearnerActor:
     """Its name says role, index and incarnation."""
 

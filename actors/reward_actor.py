@@ -16,7 +16,6 @@ from rewards.registry import resolve
 WAIT_S = 5.0
 
 
-@ray.remote(max_restarts=0, max_task_retries=0)
 class RewardActor:
     """One of the pool of one reward. Its name says role, index and incarnation."""
 
@@ -71,7 +70,9 @@ class RewardActor:
         scores, failed = score_order(reward, images, prompts, self.config.batch_size)
         scored = [row for row in range(len(ids)) if row not in failed]
         table = _table(ids[scored], scores)
-        return table.filter(np.isin(scored, wanted)), {int(ids[row]): failed[row] for row in wanted if row in failed}
+        return table.filter(np.isin(scored, wanted)), {
+            int(ids[row]): reason for row, reason in failed.items() if row in wanted
+        }
 
     def _score_alone(
         self,

@@ -15,7 +15,6 @@ from policy.rollout import rollout
 WAIT_S = 5.0  # of one claim; a worker that waits longer asks again
 
 
-@ray.remote(max_restarts=0, max_task_retries=0)
 class SamplerActor:
     """Its name says role, index and incarnation."""
 

@@ -111,7 +111,7 @@ class TrajectoryBuffer:
             return False
         check_rollout(self.plan.order(order_id), table)
         file = self._write(order_id, table.select(ROLLOUT_COLUMNS))
-        return self._do(rollouts.add(self.rules, self.state, order_id, version, *file, self.clock()))
+        return self._do(rollouts.add(self.rules, self.state, order_id, version, file, self.clock()))
 
     def order_failed(self, order_id: str, worker: str, message: str) -> None:
         """The rollout raised: the third time, its pictures are set aside. Only the holder of a claim is heard."""

@@ -6,7 +6,7 @@ Each is a pure function of (rules, state, the call) and gives a `Step`. PROTOCOL
 from buffer.errors import Refused
 from buffer.orders import Version
 from buffer.rules import Rules
-from buffer.state import Hold, Record, State, Step, record_all, without, work_of
+from buffer.state import File, Hold, Record, State, Step, record_all, without, work_of
 from buffer.training import settled
 
 
@@ -26,33 +26,24 @@ def claim(rules: Rules, state: State, worker: str, now: float) -> Step:
             continue
         record: Record = {"kind": "claimed", "order": order_id, "version": version, "worker": worker, "time": now}
         step = record_all(state, record)
-        if not rules.claim_records(work_of(state, order_id)):
-            step = step._replace(records=())
         state = step.state._replace(claims={**state.claims, order_id: (*holds, Hold(worker, now))})
         return Step(state, step.records, (order_id, version, work_of(state, order_id).attempts))
     return Step(state)
 
 
-def accepts(rules: Rules, state: State, order_id: str, version: Version, worker: str | None = None) -> bool:
+def accepts(rules: Rules, state: State, order_id: str, version: Version) -> bool:
     """Whether `add` would count. Asked first, so that only a table that counts is written."""
-    holds = any(hold.worker == worker for hold in state.claims.get(order_id, ()))
-    return not rules.closed(state, order_id) and rules.counts(work_of(state, order_id), version, holds)
+    return not rules.closed(state, order_id) and rules.counts(work_of(state, order_id), version)
 
 
-def add(
-    rules: Rules,
-    state: State,
-    order_id: str,
-    version: Version,
-    path: str,
-    digest: str,
-    now: float,
-    worker: str | None = None,
-) -> Step:
-    """A table was rolled out and written. Answer: whether it counts; a later or unbound one changes nothing."""
-    if not accepts(rules, state, order_id, version, worker):
+def add(rules: Rules, state: State, order_id: str, version: Version, file: File, now: float) -> Step:
+    """A table was rolled out and written. Answer: whether it counts; a later or unbound one changes nothing.
+
+    Nobody asks who holds the claim: if only holders were heard, an order slower than its time-out would never end.
+    """
+    if not accepts(rules, state, order_id, version):
         return Step(state, (), False)
-    record = {"kind": "rolled_out", "order": order_id, "path": path, "digest": digest, "time": now}
+    record = {"kind": "rolled_out", "order": order_id, "path": file.path, "digest": file.digest, "time": now}
     step = record_all(state, record)
     deaths = without(step.state.deaths, (order_id, ""))
     step = step._replace(state=step.state._replace(claims=without(state.claims, order_id), deaths=deaths))

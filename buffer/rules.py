@@ -52,10 +52,6 @@ class Rules:
             number = max(state.published, default=-1)
         return state.trained[number].version if number in state.published else None
 
-    def claim_records(self, work: Work) -> bool:
-        """[1] The binding is journaled before the claim is answered."""
-        return True
-
     def claimable(self, state: State) -> Iterator[str]:
         """Orders that are there to be rolled out, evaluations first, then batch by batch."""
         for version in self.open_evaluations(state):
@@ -77,8 +73,8 @@ class Rules:
         """[5] Who is to be killed: after twice the time-out."""
         return [hold.worker for hold in holds if now - hold.since > 2 * timeout]
 
-    def counts(self, work: Work, version: Version, worker_holds: bool) -> bool:
-        """[3] A table counts if it is of the bound version and digest, and the first; whoever holds the claim."""
+    def counts(self, work: Work, version: Version) -> bool:
+        """[3] A table counts if it is of the bound version and digest, and the first; whoever brings it."""
         return work.version == version and work.table is None and len(work.set_aside) < self.sizes.order_size
 
     # ---- scoring

@@ -42,7 +42,8 @@ def rollout_table(
                 f"{name} of order {order.order_id} is {array.dtype} {list(array.shape)}; it should be "
                 f"{' or '.join(dtypes)} {[len(order.seeds), *shape[1:]]}."
             )
-        columns[name] = pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(array))
+        plain = np.ascontiguousarray(array).ravel().reshape(shape)  # a view, with strides that Arrow takes at n = 1
+        columns[name] = pa.FixedShapeTensorArray.from_numpy_ndarray(plain)
     return pa.table(columns)
 
 

@@ -67,7 +67,7 @@ def trained(
     }
     step = record_all(state, record)
     step = step._replace(state=step.state._replace(published=state.published & rules.served(step.state)))
-    return retire(rules, step)._replace(answer=step.state.trained[version.number])
+    return retire(rules, step)._replace(answer=step.state.trained[-1])
 
 
 def evaluated(rules: Rules, state: State, version: int, parquet: str, now: float) -> Step:

@@ -25,6 +25,10 @@ class Accuracy:
     setting: float
     all_three: float
 
+    def __str__(self) -> str:
+        parts = {"animal": self.animal, "number": self.number, "setting": self.setting, "all three": self.all_three}
+        return ", ".join(f"{name} {share:.3f}" for name, share in parts.items())
+
 
 class SceneClassifier(nn.Module):
     """float32 [B, 3, 64, 64] in [-1, 1] -> logits of animal [B, 45], number [B, 4] and setting [B, 11]."""
@@ -74,4 +78,4 @@ def accuracy(images: np.ndarray, prompts: list[str]) -> Accuracy:
     animal = np.array([seen.animal == asked.animal for seen, asked in pairs])
     number = np.array([seen.number == asked.number for seen, asked in pairs])
     setting = np.array([asked.setting in ("", seen.setting) for seen, asked in pairs])
-    return Accuracy(animal.mean(), number.mean(), setting.mean(), (animal & number & setting).mean())
+    return Accuracy(*(float(hit.mean()) for hit in (animal, number, setting, animal & number & setting)))

@@ -1,5 +1,7 @@
 """Judges the committed pipeline: 500 pictures at guidance 3 and 20 steps, what the classifier sees, and a grid.
 
+Beside them it judges as many rendered pictures that nothing was trained on, and the same after the autoencoder.
+
 python -m emoji_world.evaluate
 """
 
@@ -7,26 +9,27 @@ import argparse
 import json
 import platform
 from collections import Counter
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 from PIL import Image
 
 from emoji_world.classifier import accuracy, classify
 from emoji_world.pretrain_unet import WEIGHTS
+from emoji_world.pretrain_vae import to_model
 from emoji_world.scenes import all_scenes, caption, parse
+from emoji_world.train_classifier import unseen
 
 DOCS = Path("docs/images")
 GRID_PROMPTS = (
-    "a cat on the beach, two dogs in the snow, three foxes in the forest, four frogs in a meadow, a lion in the desert, "
-    "two whales in the sea, three bats in the city, four rabbits in space, a gorilla playing chess, "
-    "a llama riding a bike, a raccoon washing the dishes, a kangaroo in a meadow, two geese on the beach, "
-    "three zebras in the desert, four bees in the forest, a shark in the sea, two camels in the snow, "
-    "three pigs in the city, four turtles in space, a squirrel riding a bike, a horse playing chess, "
-    "a turkey washing the dishes, two wolves in the forest, three ants"
+    "a cat on the beach, two dogs in the snow, three foxes in the forest, four frogs in a meadow, a lion "
+    "in the desert, two whales in the sea, three bats in the city, four rabbits in space, a gorilla "
+    "playing chess, a llama riding a bike, a raccoon washing the dishes, a kangaroo in a meadow, two "
+    "geese on the beach, three zebras in the desert, four bees in the forest, a shark in the sea, two "
+    "camels in the snow, three pigs in the city, four turtles in space, a squirrel riding a bike, a horse "
+    "playing chess, a turkey washing the dishes, two wolves in the forest, three ants"
 ).split(", ")
 
 
@@ -47,6 +50,13 @@ def generate(pipe: StableDiffusionPipeline, prompts: list[str], guidance: float,
         )
         pictures.append((out.images * 255).round().astype(np.uint8))
     return np.concatenate(pictures)
+
+
+@torch.no_grad()
+def rebuild(vae: AutoencoderKL, images: np.ndarray) -> np.ndarray:
+    """uint8 [B, 64, 64, 3] through the autoencoder and back, as the posterior means decode."""
+    decoded = torch.cat([vae.decode(vae.encode(x).latent_dist.mode()).sample for x in to_model(images).split(50)])
+    return ((decoded.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
 
 def save_grid(images: np.ndarray, columns: int, path: Path, scale: int = 2) -> None:
@@ -71,19 +81,19 @@ if __name__ == "__main__":
     args = parser.parse_args()
     pipe = StableDiffusionPipeline.from_pretrained(WEIGHTS, torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
+    print(json.dumps({**vars(args), "cpu": cpu_model()}))
+    rendered, captions = unseen(args.count, args.seed)
+    rebuilt = rebuild(pipe.vae, rendered)
+    print("rendered:", accuracy(rendered, captions))
+    print(
+        "rebuilt:",
+        accuracy(rebuilt, captions),
+        f"L1 {np.abs(rebuilt / 127.5 - rendered / 127.5).mean():.4f} in [-1, 1]",
+    )
     scenes = all_scenes()
-    chosen = np.random.default_rng(args.seed).integers(0, len(scenes), args.count)
-    prompts = [caption(scenes[i]) for i in chosen]
+    prompts = [caption(scenes[i]) for i in np.random.default_rng(args.seed).integers(0, len(scenes), args.count)]
     images = generate(pipe, prompts, args.guidance, args.steps, args.seed)
-    result = {k: round(float(v), 3) for k, v in asdict(accuracy(images, prompts)).items()}
-    result |= {
-        "pictures": args.count,
-        "guidance": args.guidance,
-        "steps": args.steps,
-        "seed": args.seed,
-        "cpu": cpu_model(),
-    }
-    print(json.dumps(result))
+    print("generated:", accuracy(images, prompts))
     missed = Counter(
         (parse(prompt).animal, seen.animal)
         for prompt, seen in zip(prompts, classify(images), strict=True)

@@ -3,6 +3,9 @@
 Why: with AdamW alone the autoencoder stays blurred for thousands of steps; see docs/emoji_world.md for the figures.
 """
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -22,11 +25,11 @@ def orthogonalise(matrix: torch.Tensor) -> torch.Tensor:
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised a weight at a time, scaled so that a learning rate for Adam fits (Moonlight, 2025)."""
 
-    def __init__(self, params, lr: float, momentum: float = 0.95):
+    def __init__(self, params: Iterable[torch.Tensor], lr: float, momentum: float = 0.95) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:
+    def step(self, closure: Any = None) -> Any:
         for group in self.param_groups:
             for p in group["params"]:
                 state = self.state[p]

@@ -164,9 +164,8 @@ def train(steps: int, batch: int, lr: float, seed: int, folder: Path, out: Path)
         ids = tokenizer(texts, padding="max_length", max_length=MAX_LENGTH, return_tensors="pt").input_ids
         noise = torch.randn_like(clean)
         timesteps = torch.from_numpy(rng.integers(0, 1000, batch))
-        with torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported()):
-            states = text_encoder(ids).last_hidden_state
-            predicted = unet(scheduler.add_noise(clean, noise, timesteps), timesteps, states).sample.float()
+        noisy = scheduler.add_noise(clean, noise, timesteps)
+        predicted = unet(noisy, timesteps, text_encoder(ids).last_hidden_state).sample
         loss = (predicted - noise).square().mean()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

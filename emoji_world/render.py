@@ -10,6 +10,7 @@ import argparse
 import json
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -102,7 +103,7 @@ def _sprinkle(picture: np.ndarray, rng: np.random.Generator, char: str, rows: ra
                 _paste(picture, char, CELL, column * CELL, row * CELL)
 
 
-def _pick(rng: np.random.Generator, *choices):
+def _pick(rng: np.random.Generator, *choices: Any) -> Any:
     return choices[rng.integers(len(choices))]
 
 

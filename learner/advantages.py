@@ -11,7 +11,7 @@ class PerPromptTracker:
 
         A = (r - mean) / (std + 1e-6)
 
-    As in the public code of Black et al. 2023 (appendix D.2): a prompt's new rewards are remembered before its mean
+    As in the public code of Black et al. 2023: a prompt's new rewards are remembered before its mean
     is taken, and a prompt of which fewer than `min_count` are remembered uses mean and std of the whole batch.
 
     Example: PerPromptTracker(size=32, min_count=16).advantages(["a cat", "a dog"], np.array([1.0, 3.0]))

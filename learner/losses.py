@@ -24,13 +24,14 @@ class LossInputs:
 @dataclass(frozen=True)
 class LossOutputs:
     loss: Tensor  # [n], differentiable; the gradient of an optimizer step is that of the mean over all its pairs
-    ratio: Tensor  # [n]
+    log_ratio: Tensor  # [n], log p - log p_old; the true one is D times it
+    ratio: Tensor  # [n], its exponential
     clipped: Tensor  # bool [n]: the ratio is outside 1 +- clip_range
     approx_kl: Tensor  # [n]: half the squared log-ratio (k2 of Schulman 2020), on the scale of the mean over D
 
 
 def ddpo_is(inputs: LossInputs) -> LossOutputs:
-    """Importance-weighted, equation 5, with PPO's clipping (Schulman et al. 2017, equation 7).
+    """DDPO_IS, importance-weighted, with PPO's clipping (Schulman et al. 2017, equation 7).
 
     max(-A ratio, -A clip(ratio, 1 - c, 1 + c))
     """
@@ -42,7 +43,7 @@ def ddpo_is(inputs: LossInputs) -> LossOutputs:
 
 
 def ddpo_sf(inputs: LossInputs) -> LossOutputs:
-    """Score function (REINFORCE), equation 4, for one optimizer step on fresh samples: -A log p.
+    """DDPO_SF, the score function (REINFORCE), for one optimizer step on fresh samples: -A log p.
 
     Where the ratio is 1 its gradient is that of `ddpo_is`. Nothing is cut; `clipped` says what would have been.
     """
@@ -51,9 +52,10 @@ def ddpo_sf(inputs: LossInputs) -> LossOutputs:
 
 
 @torch.no_grad()
-def _measured(log_ratio: Tensor, clip_range: float) -> tuple[Tensor, Tensor, Tensor]:
-    ratio = log_ratio.detach().exp()
-    return ratio, (ratio - 1).abs() > clip_range, 0.5 * log_ratio.detach() ** 2
+def _measured(log_ratio: Tensor, clip_range: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    log_ratio = log_ratio.detach()
+    ratio = log_ratio.exp()
+    return log_ratio, ratio, (ratio - 1).abs() > clip_range, 0.5 * log_ratio**2
 
 
 Loss = Callable[[LossInputs], LossOutputs]

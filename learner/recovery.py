@@ -12,12 +12,16 @@ Written under another name, flushed to disk, then renamed (PROTOCOL.md 10): a fo
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -54,8 +58,9 @@ def write(folder: Path, point: RecoveryPoint, policy: Policy) -> None:
     with full_disk_stops_the_run(folder):
         try:
             temporary.mkdir(parents=True)
-            policy.save_lora(temporary)
-            save_file(point.optimizer, temporary / OPTIMIZER)
+            with _operating_system_errors():
+                policy.save_lora(temporary)
+                save_file(point.optimizer, temporary / OPTIMIZER)
             body = {
                 "version": point.version,
                 "tracker": point.tracker,
@@ -110,6 +115,18 @@ def _read_state(folder: Path) -> dict[str, Any]:
     if seal.strip() != hashlib.sha256(text).hexdigest().encode():
         raise _damaged(file, "is not as it was written (truncated or changed)")
     return json.loads(text)
+
+
+@contextmanager
+def _operating_system_errors() -> Iterator[None]:
+    """safetensors tells of a full disk by an exception of its own, with the error's number in the text."""
+    try:
+        yield
+    except SafetensorError as error:
+        code = re.search(r"os error (\d+)", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
 
 
 def _damaged(file: Path, how: str) -> UserError:

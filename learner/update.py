@@ -1,6 +1,6 @@
 """The update of DDPO: one batch of trajectories, one or more optimizer steps on the LoRA weights.
 
-    for each optimizer step, with its share of the batch's trajectories (Black et al. 2023, algorithm of appendix D):
+    for each optimizer step, with its share of the batch's trajectories (Black et al. 2023, section 4.3):
         for every pair (trajectory, timestep) of the share, in microbatches:
             log p   = log N(x_next; mean(x, t, c), std^2)    a mean over C,H,W      policy/gaussian.py
             ratio   = exp(log p - log p_old)                                        learner/losses.py
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from buffer.errors import RunStopped
-from conf.schema import Algorithm, LearnerConfig
+from conf.schema import LearnerConfig
 from learner.batch import Batch, TrainablePolicy
 from learner.losses import LOSSES, LossInputs, LossOutputs
 
@@ -57,8 +57,8 @@ class StepResult:
     taken: bool  # False: loss or gradient was not finite, and the weights are as before
     loss: float
     grad_norm: float  # before clipping
+    log_ratio: np.ndarray  # log p - log p_old, a mean over C,H,W
     ratio: np.ndarray
-    log_ratio: np.ndarray  # mean over C,H,W
     clipped: np.ndarray  # bool
     approx_kl: np.ndarray  # on the scale of the mean over C,H,W
 
@@ -97,8 +97,8 @@ class Updater:
         Raises RunStopped at the third optimizer step in a row that is not finite, or if one pair does not fit into
         memory.
         """
-        steps = 1 if self.config.algorithm is Algorithm.ddpo_sf else self.config.optimizer_steps
-        return [self._optimizer_step(batch, advantages, pairs) for pairs in shares(batch, steps, self.seed)]
+        steps = shares(batch, self.config.optimizer_steps, self.seed)
+        return [self._optimizer_step(batch, advantages, pairs) for pairs in steps]
 
     def _optimizer_step(self, batch: Batch, advantages: np.ndarray, pairs: Pairs) -> StepResult:
         outputs = self.within_memory(lambda microbatch: self.gradient(batch, advantages, pairs, microbatch))
@@ -118,7 +118,7 @@ class Updater:
             loss=loss,
             grad_norm=norm,
             ratio=outputs.ratio.cpu().numpy(),
-            log_ratio=outputs.ratio.log().cpu().numpy(),
+            log_ratio=outputs.log_ratio.cpu().numpy(),
             clipped=outputs.clipped.cpu().numpy(),
             approx_kl=outputs.approx_kl.cpu().numpy(),
         )
@@ -150,6 +150,7 @@ class Updater:
             parts.append(outputs)
         return LossOutputs(
             loss=torch.cat([part.loss.detach() for part in parts]),
+            log_ratio=torch.cat([part.log_ratio for part in parts]),
             ratio=torch.cat([part.ratio for part in parts]),
             clipped=torch.cat([part.clipped for part in parts]),
             approx_kl=torch.cat([part.approx_kl for part in parts]),

@@ -24,7 +24,7 @@ class Snapshot:
     orders: dict[str, int]  # how many orders of untrained batches are in each state
     set_aside: int  # pictures
     restarts: int
-    note: str = ""  # the last thing that went wrong, or what is being done
+    notes: list[str]  # what went wrong since this start and was mended, a sentence each, oldest first
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Display:
     live: Live | None = None
     printed: int = 0
     printed_evaluations: set[int] = field(default_factory=set)
-    printed_note: str = ""
+    printed_notes: int = 0
 
     def __enter__(self) -> "Display":
         if self.console.is_terminal:
@@ -67,9 +67,9 @@ class Display:
         for row in now.rows[self.printed :]:
             self.say(self._line(row, now))
         self.printed = len(now.rows)
-        if now.note and now.note != self.printed_note:
-            self.say(now.note)
-            self.printed_note = now.note
+        for note in now.notes[self.printed_notes :]:
+            self.say(note)
+        self.printed_notes = len(now.notes)
 
     def _line(self, row: dict[str, float], now: Snapshot) -> str:
         return (
@@ -98,7 +98,11 @@ class Display:
         facts.add_row("waiting", ", ".join(f"{who} {share:.0%}" for who, share in sorted(now.waiting.items())))
         facts.add_row("trouble", f"{now.set_aside} pictures set aside, {now.restarts} restarts")
         bar = ProgressBar(total=self.batches, completed=now.trained)
-        return Panel(Group(bar, facts, Text(now.note, style="yellow")), title=f"ddpo-ray · {self.name}", expand=False)
+        return Panel(
+            Group(bar, facts, Text("\n".join(now.notes[-3:]), style="yellow")),
+            title=f"ddpo-ray · {self.name}",
+            expand=False,
+        )
 
 
 def sparkline(values: list[float], width: int = 32) -> str:

@@ -20,7 +20,9 @@ class Scores:
     """
 
     scores: np.ndarray  # float32 [B], higher is better
-    columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)  # to be stored: B cells each, one type a column
+    columns: Mapping[str, Sequence[Any] | np.ndarray] = field(
+        default_factory=dict
+    )  # to be stored: B cells each, one type a column
 
 
 class Reward(Protocol):

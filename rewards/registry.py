@@ -42,7 +42,8 @@ def resolve(name: str, path: str, args: Mapping[str, Any]) -> NamedReward:
 
 def _imported(where: str, path: str) -> type:
     module_name, colon, class_name = path.partition(":")
-    if not (colon and class_name.isidentifier() and all(part.isidentifier() for part in module_name.split("."))):
+    parts = [class_name, *module_name.split(".")]
+    if not (colon and all(part.isidentifier() for part in parts)) or parts[-1] == "py":
         raise UserError(
             f"{where} is neither built in ({', '.join(sorted(BUILT_IN))}) nor of the form module:Class, for example "
             "my_rewards:Brightness for the class Brightness in my_rewards.py."

@@ -19,7 +19,7 @@ from buffer import rollouts, scoring, training, workers
 from buffer.errors import Refused
 from buffer.orders import Version
 from buffer.rules import Rules
-from buffer.state import File, Hold, State, Step, fold, restarted, work_of
+from buffer.state import File, Hold, Record, State, Step, fold, restarted, work_of
 
 REWARD = "size"
 TIMEOUT = 10.0
@@ -40,6 +40,7 @@ class Node(NamedTuple):
     ghosts: frozenset[Any] = frozenset()  # calls of the dead that may still arrive
     told: frozenset[tuple[str, Version]] = frozenset()  # claims that were answered
     faults: int = 0  # that have happened
+    bad: frozenset[str] = frozenset()  # orders whose picture makes the reward raise, until somebody mends it
 
     def key(self) -> int:
         """A hash of the node that does not tell the two workers apart."""
@@ -70,9 +71,12 @@ class World:
         self.faults = faults
         self.kinds = kinds
 
-    def start(self) -> Node:
+    def start(self, bad: frozenset[str] = frozenset()) -> Node:
         step = training.trained(self.rules, State(), -1, Version(0, "0"), "0", "", "", 0.0)
-        return Node(step.state, restarted(step.state))
+        return Node(step.state, restarted(step.state), bad=bad)
+
+    def journaled(self, step: Step) -> tuple[Record, ...]:
+        return step.records
 
     def finished(self, node: Node) -> bool:
         return self.rules.finished(node.state)
@@ -81,6 +85,9 @@ class World:
 
     def calm(self, node: Node) -> Iterator[Node]:
         """What happens without a fault and without the dead: enough for the run to finish."""
+        if self.rules.stop(node.state):
+            yield self._restart(node._replace(bad=frozenset()))  # somebody mends it and starts the run again
+            return
         for after, _ in self._calls(node):
             yield after
         for place, job in enumerate(node.workers):
@@ -144,7 +151,8 @@ class World:
             if other == order_id and told != version:
                 raise Violation(f"{order_id} was claimed at {told} and again at {version}")
         after = self._apply(node, step)._replace(
-            workers=_put(node.workers, place, ("add", order_id, version, attempt)), told=node.told | {(order_id, version)}
+            workers=_put(node.workers, place, ("add", order_id, version, attempt)),
+            told=node.told | {(order_id, version)},
         )
         yield after, after.disk
 
@@ -159,14 +167,22 @@ class World:
         if kind == "add":
             order_id, version, attempt = rest
             digest = f"{order_id}@{version.digest}.{attempt}"
-            step = rollouts.add(self.rules, node.state, order_id, version, "", digest, 0.0, worker)
+            step = rollouts.add(self.rules, node.state, order_id, version, File("", digest), 0.0)
             if step.answer:
                 node = node._replace(told=node.told - {(order_id, version)})
         elif kind == "scores":
             order_id, table = rest
+            if order_id in node.bad:
+                return self._raised(node, order_id, table, worker)
             step = scoring.add_scores(self.rules, node.state, REWARD, order_id, table, File("", f"of {table}"), 0.0)
         else:
             return self._trained(node, *rest)[0], None
+        after = self._apply(node, step)
+        return after, after.disk if step.records else None
+
+    def _raised(self, node: Node, order_id: str, table: str, worker: str | None) -> tuple[Node, State | None]:
+        reasons = dict.fromkeys(self.rules.sizes.trajectory_ids(order_id), "it raises")
+        step = scoring.pictures_failed(self.rules, node.state, REWARD, order_id, table, worker or "", reasons, 0.0)
         after = self._apply(node, step)
         return after, after.disk if step.records else None
 
@@ -196,9 +212,7 @@ class World:
         batch, roster, rows, letter = job
         version = Version(batch + 1, weights + letter)
         try:
-            step = training.trained(
-                self.rules, node.state, batch, version, version.digest, version.digest, roster, 0.0
-            )
+            step = training.trained(self.rules, node.state, batch, version, version.digest, version.digest, roster, 0.0)
         except Refused:
             return node, None
         if step.records:
@@ -223,6 +237,9 @@ class World:
         for order_id, work in rows:
             if len(work.set_aside) == self.rules.sizes.order_size:
                 continue
+            journaled = work_of(state, order_id)
+            if (journaled.table, journaled.scores) != (work.table, work.scores):
+                raise Violation(f"{order_id} was trained on other rows than the journal has")
             if work.table is None or not work.scores:
                 raise Violation(f"{order_id} was trained without a table or scores")
             made_from = work.table.digest.split("@")[1].split(".")[0]
@@ -262,7 +279,7 @@ class World:
         if not step.records:
             return node._replace(state=step.state)
         disk = node.disk
-        for record in step.records:
+        for record in self.journaled(step):
             disk = fold(disk, record)
         self._check_kept(node.disk, disk, step)
         return node._replace(state=step.state, disk=restarted(disk))
@@ -274,9 +291,9 @@ class World:
         if any(record["kind"] == "again" for record in step.records):
             return
         for order_id, work in before.work.items():
-            if work.table is not None and not self.rules.closed(after, order_id):
-                if work_of(after, order_id).table != work.table:
-                    raise Violation(f"{work.table} of {order_id} was acknowledged, and is gone")
+            gone = work.table is not None and work_of(after, order_id).table != work.table
+            if gone and not self.rules.closed(after, order_id):
+                raise Violation(f"{work.table} of {order_id} was acknowledged, and is gone")
 
 
 def _put(pair: tuple[Any, Any], place: int, value: Any) -> tuple[Any, Any]:
@@ -285,4 +302,3 @@ def _put(pair: tuple[Any, Any], place: int, value: Any) -> tuple[Any, Any]:
 
 def _aged(holds: tuple[Hold, ...], old: Hold) -> tuple[Hold, ...]:
     return tuple(old if hold.worker == old.worker else hold for hold in holds)
-

@@ -52,6 +52,11 @@ class Launched:
             time.sleep(0.05)
         return int(self.mark.read_text())
 
+    def lines(self) -> Iterator[str]:
+        """What it prints, as it prints it."""
+        assert self.process.stdout is not None
+        yield from self.process.stdout
+
     def kill(self) -> None:
         """SIGKILL to the driver; Ray ends all else, which is waited for."""
         self.process.kill()

@@ -6,7 +6,6 @@ k; and from every state reached, a run without further faults finishes.
 
 from typing import Any
 
-import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -15,7 +14,7 @@ from buffer import rollouts, scoring, training, workers
 from buffer.errors import Refused
 from buffer.journal import counted
 from buffer.orders import Sizes, Version
-from buffer.rules import DEATHS, Rules
+from buffer.rules import Rules
 from buffer.state import File, Record, State, Step, fold, restarted, work_of
 
 SIZES = Sizes(batch_size=4, order_size=2, evaluation_count=2)
@@ -136,7 +135,7 @@ class Buffers(RuleBasedStateMachine):
         if call[0] == "add":
             _, order_id, version = call
             digest = f"{order_id}@{version}#{self.made}"
-            step = rollouts.add(self.rules_, epoch.state, order_id, version, digest, digest, self.now)
+            step = rollouts.add(self.rules_, epoch.state, order_id, version, File(digest, digest), self.now)
             if epoch.do(step) and epoch is self.epoch:
                 self.acknowledged[order_id] = digest
         elif call[0] == "scores":
@@ -184,6 +183,11 @@ class Buffers(RuleBasedStateMachine):
         for version in self.rules_.open_evaluations(epoch.state):
             if self.rules_.complete(epoch.state, self.rules_.sizes.evaluation_orders(version)):
                 epoch.do(training.evaluated(self.rules_, epoch.state, version, "rows", self.now))
+
+    @rule(rounds=st.integers(1, 8))
+    def goes_well_for_a_while(self, rounds: int) -> None:
+        for _ in range(rounds):
+            go_on(self)
 
     # ---- failures
 
@@ -269,25 +273,31 @@ class Buffers(RuleBasedStateMachine):
         assert len(self.line) == self.rules_.batches + 1
 
 
+def go_on(world: Buffers) -> None:
+    """Everybody does one thing, and nothing goes wrong."""
+    world.publish(False)
+    calls, world.calls = world.calls, []
+    world.claim(False, "a")
+    for reward in REWARDS:
+        world.lease(False, "b", reward)
+    world.take(False, "l1")
+    for call in world.calls:
+        world.call(world.epoch, call)
+    world.calls = calls
+
+
 def finish(world: Buffers) -> None:
     for _ in range(1000):
         if world.rules_.finished(world.epoch.state):
             return
-        world.calls.clear()
-        world.publish(False)
-        world.claim(False, "a")
-        for reward in REWARDS:
-            world.lease(False, "b", reward)
-        world.take(False, "l1")
-        for call in world.calls:
-            world.call(world.epoch, call)
+        go_on(world)
     raise AssertionError(f"the run does not finish: {world.epoch.state}")
 
 
 TestBuffers = Buffers.TestCase
 TestBuffers.settings = settings(
-    max_examples=100,
-    stateful_step_count=60,
+    max_examples=60,
+    stateful_step_count=50,
     derandomize=True,
     deadline=None,
     database=None,

@@ -30,6 +30,7 @@ def test_ddpo_is_in_every_region(log_ratio: float, advantage: float, loss: float
     outputs = ddpo_is(given)
     outputs.loss.sum().backward()
     assert outputs.loss.item() == pytest.approx(loss)
+    assert given.log_probs.grad is not None
     assert given.log_probs.grad.item() == pytest.approx(slope)
     assert outputs.ratio.item() == pytest.approx(math.exp(log_ratio))
     assert outputs.clipped.item() == (abs(math.exp(log_ratio) - 1) > CLIP)
@@ -42,6 +43,7 @@ def test_ddpo_sf_is_minus_advantage_times_log_prob_without_a_ratio(log_ratio: fl
     outputs = ddpo_sf(given)
     outputs.loss.sum().backward()
     assert outputs.loss.item() == pytest.approx(-3 * (log_ratio - 1))
+    assert given.log_probs.grad is not None
     assert given.log_probs.grad.item() == -3
 
 

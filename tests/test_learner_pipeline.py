@@ -2,14 +2,18 @@
 
 import dataclasses
 import json
+import resource
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from buffer.errors import RunStopped
 from conf.errors import UserError
-from conf.schema import Algorithm, Config, GuidanceGradient
+from conf.schema import Algorithm, Config, DType, GuidanceGradient
 from learner.batch import Batch
 from learner.learner import Learner
 from learner.optimizer_state import optimizer_state
@@ -19,7 +23,7 @@ from policy.policy import Policy
 from policy.rollout import rollout
 from tests.pipelines import tiny_pipeline
 
-STEPS = 5
+STEPS = 8
 PROMPTS = ("a cat", "a dog", "two cat on the beach", "a horse")
 
 
@@ -30,10 +34,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def config(folder: Path) -> Config:
+    return small(folder)
+
+
+def small(folder: Path) -> Config:
     config = Config()
     config.model.path = str(folder)
     config.model.lora.rank = 2
     config.sampling.steps = STEPS
+    config.sampling.guidance = 3.0  # at 5, float32's noise in this random network's output reaches 1e-5 by itself
     config.buffer.batch_size = 8
     config.learner.lr = 1e-2
     config.learner.clip_range = 1e-3
@@ -72,7 +81,7 @@ def gradient(policy: Policy, config: Config, batch: Batch, microbatch: int) -> t
     updater = Updater(policy, config.learner, config.run.seed)
     advantages = np.random.default_rng(2).normal(size=len(batch)).astype(np.float32)
     updater.gradient(batch, advantages, shares(batch, 1, 0)[0], microbatch)
-    return torch.cat([parameter.grad.flatten() for parameter in updater.parameters.values()])
+    return torch.cat([p.grad.flatten() for p in updater.parameters.values() if p.grad is not None])
 
 
 def error(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -93,6 +102,16 @@ def test_the_gradient_is_the_same_for_every_microbatch(policy: Policy, config: C
     whole = gradient(policy, config, batch, len(batch) * STEPS)
     assert whole.norm() > 0
     assert error(gradient(policy, config, batch, microbatch), whole) < 1e-5
+
+
+def test_the_gradient_is_exact_in_float64(config: Config) -> None:
+    """So what is left in float32 is the network's rounding, and not the accumulation's doing."""
+    config.learner.clip_range = 1.0
+    config.model.dtype = DType.float64
+    policy = load(config)
+    away_from_zero(policy)
+    batch = make_batch(policy, 0, count=4)
+    assert error(gradient(policy, config, batch, 7), gradient(policy, config, batch, 4 * STEPS)) < 1e-12
 
 
 def test_score_function_and_importance_sampling_have_one_gradient_at_ratio_one(policy: Policy, config: Config) -> None:
@@ -119,9 +138,9 @@ def test_guidance_gradient_reaches_the_policy(policy: Policy, config: Config) ->
 
 
 def test_log_prob_gap_is_zero_in_equal_shapes_and_small_in_others(config: Config) -> None:
-    config.learner.microbatch = 8  # a rollout of 8 and a microbatch of 8
+    config.learner.optimizer_steps = 1
     gaps = []
-    for microbatch in (8, 3):
+    for microbatch in (8, 3):  # the rollout was of 8
         config.learner.microbatch = microbatch
         learner = Learner(load(config), config)
         away_from_zero(learner.policy)
@@ -130,7 +149,7 @@ def test_log_prob_gap_is_zero_in_equal_shapes_and_small_in_others(config: Config
     assert gaps[1] <= 5e-6
 
 
-def state_of(learner: Learner) -> dict[str, object]:
+def state_of(learner: Learner) -> dict[str, Any]:
     return {
         "version": learner.version,
         "lora": learner.policy.lora_state(),
@@ -140,7 +159,7 @@ def state_of(learner: Learner) -> dict[str, object]:
     }
 
 
-def assert_same(one: dict[str, object], other: dict[str, object]) -> None:
+def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
     assert one.keys() == other.keys()
     for key, value in one.items():
         if isinstance(value, dict) and value and isinstance(next(iter(value.values())), torch.Tensor):
@@ -197,17 +216,47 @@ def test_a_recovery_point_is_never_overwritten_and_leaves_no_temporary_files(con
     assert [path.name for path in tmp_path.iterdir()] == ["v0"]
 
 
+@pytest.mark.parametrize("limit", [2048, 40_000])
+def test_a_full_disk_stops_the_run_and_leaves_nothing(
+    saved: tuple[Learner, Path], config: Config, tmp_path: Path, limit: int
+) -> None:
+    """A limit on the size of files stands for the disk; it strikes in the LoRA's file, or in the optimizer's."""
+    good = saved[1]
+    learner = Learner(load(config), config)
+    learner.restore(good)
+    assert (good / FILES[2]).stat().st_size < 40_000 < (good / FILES[1]).stat().st_size
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(RunStopped, match="full"):
+            learner.save(tmp_path / "v1")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+    learner.save(tmp_path / "v1")  # with space again
+
+
 FILES = ("state.json", "optimizer.safetensors", "pytorch_lora_weights.safetensors")
+
+
+@pytest.fixture(scope="module")
+def saved(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Learner, Path]:
+    """A learner at version 0, and the recovery point of a version 1."""
+    config = small(folder)
+    path = tmp_path_factory.mktemp("saved") / "v1"
+    learner = Learner(load(config), config)
+    learner.train(make_batch(learner.policy, 0))
+    learner.save(path)
+    return Learner(load(config), config), path
 
 
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("damage", ["missing", "truncated", "empty", "changed"])
 def test_a_damaged_recovery_point_is_refused_in_one_sentence(
-    config: Config, tmp_path: Path, file: str, damage: str
+    saved: tuple[Learner, Path], tmp_path: Path, file: str, damage: str
 ) -> None:
-    learner = Learner(load(config), config)
-    learner.train(make_batch(learner.policy, 0))
-    learner.save(tmp_path / "v1")
+    fresh, good = saved
+    shutil.copytree(good, tmp_path / "v1")
     path = tmp_path / "v1" / file
     content = bytearray(path.read_bytes())
     if damage == "missing":
@@ -217,7 +266,6 @@ def test_a_damaged_recovery_point_is_refused_in_one_sentence(
         path.write_bytes(content)
     else:
         path.write_bytes(content[: len(content) // 2] if damage == "truncated" else b"")
-    fresh = Learner(load(config), config)
     before = state_of(fresh)
     with pytest.raises(UserError) as caught:
         fresh.restore(tmp_path / "v1")

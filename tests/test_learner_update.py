@@ -1,6 +1,7 @@
 """The update against closed forms on a Gaussian, and what it does when numbers or memory run out."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,27 +10,33 @@ import torch
 from buffer.errors import RunStopped
 from conf.schema import Algorithm, LearnerConfig
 from learner.advantages import PerPromptTracker
+from learner.batch import Batch
 from learner.metrics import reward_metrics, update_metrics
-from learner.update import KL_PAIRS, Updater, shares
+from learner.update import KL_PAIRS, Pairs, Updater, shares
 from tests.learner_toy import SHAPE, D, GaussianToy, toy_batch
 
 STDS = [0.9, 0.5, 0.2]
 THETA = torch.tensor([0.3, -0.2, 0.1, 0.4], dtype=torch.float64).reshape(SHAPE)
 
 
-def config(**changes: object) -> LearnerConfig:
+def config(**changes: Any) -> LearnerConfig:
     return dataclasses.replace(LearnerConfig(lr=0.02, max_grad_norm=1e9, weight_decay=0.0), **changes)
 
 
-def all_pairs(batch):
+def all_pairs(batch: Batch) -> Pairs:
     return shares(batch, 1, seed=0)[0]
+
+
+def gradient_of(policy: GaussianToy) -> torch.Tensor:
+    assert policy.theta.grad is not None
+    return policy.theta.grad
 
 
 def normal(count: int) -> np.ndarray:
     return np.random.default_rng(1).normal(size=count).astype(np.float32)
 
 
-def score_function_gradient(batch, advantages: np.ndarray, theta: np.ndarray, factor: np.ndarray) -> np.ndarray:
+def score_function_gradient(batch: Batch, advantages: np.ndarray, theta: np.ndarray, factor: np.ndarray) -> np.ndarray:
     """-mean over pairs of factor A (x_next - theta) / (D std^2): by hand, one pair after another."""
     total = np.zeros(SHAPE)
     for row in range(len(batch)):
@@ -47,7 +54,7 @@ def test_gradient_at_ratio_one_is_the_closed_form(algorithm: Algorithm, microbat
     updater = Updater(policy, config(algorithm=algorithm), seed=0)
     outputs = updater.gradient(batch, advantages, all_pairs(batch), microbatch)
     expected = score_function_gradient(batch, advantages, THETA.numpy(), np.ones((20, 3)))
-    np.testing.assert_allclose(policy.theta.grad.numpy(), expected, rtol=1e-12)
+    np.testing.assert_allclose(gradient_of(policy).numpy(), expected, rtol=1e-12)
     assert (outputs.ratio == 1).all() and not outputs.clipped.any()
 
 
@@ -60,11 +67,11 @@ def test_gradient_off_policy_is_the_closed_form_with_the_clipped_pairs_left_out(
     up, down = (advantages[:, None] > 0) & (ratio > 1 + clip), (advantages[:, None] < 0) & (ratio < 1 - clip)
     assert up.any() and down.any() and not (up | down).all()
     expected = score_function_gradient(batch, advantages, THETA.numpy() + 0.01, np.where(up | down, 0, ratio))
-    np.testing.assert_allclose(moved.theta.grad.numpy(), expected, rtol=1e-10)
+    np.testing.assert_allclose(gradient_of(moved).numpy(), expected, rtol=1e-10)
 
 
 @torch.no_grad()
-def toy_log_probs(policy: GaussianToy, batch) -> np.ndarray:
+def toy_log_probs(policy: GaussianToy, batch: Batch) -> np.ndarray:
     columns = [
         policy.log_prob(
             torch.from_numpy(batch.latents[:, step]),
@@ -77,15 +84,15 @@ def toy_log_probs(policy: GaussianToy, batch) -> np.ndarray:
     return torch.stack(columns, dim=1).numpy()
 
 
-@pytest.mark.parametrize("algorithm", list(Algorithm))
-def test_ddpo_improves_the_expected_reward(algorithm: Algorithm) -> None:
+@pytest.mark.parametrize(("algorithm", "steps"), [(Algorithm.ddpo_is, 2), (Algorithm.ddpo_sf, 1)])
+def test_ddpo_improves_the_expected_reward(algorithm: Algorithm, steps: int) -> None:
     """E r = -(|theta - target|^2 / D + std^2): the distance has to shrink to a fraction."""
     target = torch.full(SHAPE, 1.0)
     policy = GaussianToy(torch.zeros(SHAPE), STDS)
-    updater = Updater(policy, config(algorithm=algorithm, clip_range=0.05, lr=0.03, optimizer_steps=2), seed=0)
+    updater = Updater(policy, config(algorithm=algorithm, clip_range=0.05, lr=0.03, optimizer_steps=steps), seed=0)
     tracker = PerPromptTracker(size=32, min_count=16)
     before = ((policy.theta - target) ** 2).mean().item()
-    for number in range(60):
+    for number in range(80):
         batch = toy_batch(policy, 32, number, target)
         updater.train(batch, tracker.advantages(batch.prompts, batch.rewards))
     assert ((policy.theta - target) ** 2).mean().item() < 0.1 * before
@@ -111,18 +118,12 @@ def test_a_batch_of_fewer_trajectories_than_optimizer_steps_takes_one_step_a_tra
     assert [len(result.pairs) for result in results] == [3, 3, 3]
 
 
-def test_score_function_takes_one_optimizer_step() -> None:
-    policy = GaussianToy(THETA, STDS)
-    updater = Updater(policy, config(algorithm=Algorithm.ddpo_sf, optimizer_steps=4), seed=0)
-    assert len(updater.train(toy_batch(policy, 8), normal(8))) == 1
-
-
 def test_gradient_norm_is_clipped_and_reported_as_it_was() -> None:
     policy = GaussianToy(THETA, STDS)
     batch, advantages = toy_batch(policy, 8), 100 * normal(8)
     updater = Updater(policy, config(), seed=0)
     updater.gradient(batch, advantages, all_pairs(batch), 64)
-    norm = policy.theta.grad.norm().item()
+    norm = gradient_of(policy).norm().item()
     clipped = Updater(policy, config(max_grad_norm=0.5, optimizer_steps=1), seed=0)
     assert norm > 0.5
     assert clipped.train(batch, advantages)[0].grad_norm == pytest.approx(norm, rel=1e-12)
@@ -188,19 +189,19 @@ def test_memory_that_runs_out_midway_does_not_leave_half_a_gradient() -> None:
     batch, advantages = toy_batch(policy, 20), normal(20)
     updater = Updater(policy, config(microbatch=16), seed=0)
     updater.gradient(batch, advantages, all_pairs(batch), 16)
-    expected = policy.theta.grad.clone()
+    expected = gradient_of(policy).clone()
     policy.calls.clear()
     gaussian = policy.gaussian
 
-    def tight(*args: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if len(policy.calls) == 2 and len(args[0]) == 16:
+    def tight(latents: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        if len(policy.calls) == 1 and len(latents) == 16:
             raise torch.OutOfMemoryError("out of memory")
-        return gaussian(*args)
+        return gaussian(latents, *rest)
 
-    policy.gaussian = tight  # type: ignore[method-assign]
+    policy.gaussian = tight  # type: ignore[method-assign, assignment]
     updater.within_memory(lambda microbatch: updater.gradient(batch, advantages, all_pairs(batch), microbatch))
     assert updater.microbatch == 8
-    torch.testing.assert_close(policy.theta.grad, expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(gradient_of(policy), expected, rtol=1e-12, atol=0)
 
 
 def test_one_pair_that_does_not_fit_stops_the_run_with_a_sentence() -> None:

@@ -77,7 +77,7 @@ def test_plain_diffusers_makes_the_same_pictures(
     without = pictures()
     pipe.load_lora_weights(tmp_path / "lora")
     difference = np.abs(pictures().astype(float) - result.images).mean(axis=(1, 2, 3))
-    assert difference.max() < 1
+    assert difference.max() < 0.2  # in units of 1/255; truncating instead of rounding to uint8 would make 0.5
     assert np.abs(without.astype(float) - result.images).mean() > 1  # so the LoRA was loaded, and matters
 
 

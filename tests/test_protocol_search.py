@@ -5,19 +5,20 @@ order, of one line of weights, and not older than k; what was acknowledged has t
 run has to be able to go on until it is finished, never in a circle.
 """
 
-import json
+import itertools
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from buffer import journal, rollouts, scoring, training
+from buffer import rollouts, scoring, training
 from buffer.journal import counted
 from buffer.orders import Sizes, Version
 from buffer.rules import Rules
-from buffer.state import File, Hold, Score, State, Trained, Work, fold, restarted, work_of
+from buffer.state import File, Hold, Record, Score, State, Step, Trained, Work, fold, restarted, work_of
 from tests.protocol_world import REWARD, TIMEOUT, Violation, World
 
 EVERYTHING = frozenset({"buffer", "worker", "hang", "learner", "damage"})
@@ -38,9 +39,9 @@ def small(rules: type[Rules] = Rules, batches: int = 3, k: int = 1) -> Rules:
     )
 
 
-def search(world: World) -> int:
+def search(world: World, bad: frozenset[str] = frozenset()) -> int:
     """Visit every state, breadth first; returns how many there are. Raises Violation."""
-    first = world.start()
+    first = world.start(bad)
     number = {first.key(): 0}
     queue = [first]
     edges_from, edges_to = array("l"), array("l")  # those without a fault, to look for circles afterwards
@@ -100,6 +101,14 @@ def test_no_state_breaks_a_rule_and_every_state_can_finish(
     assert states > 100
 
 
+@pytest.mark.parametrize("fault", ["worker", "buffer", "learner", "hang"])
+def test_pictures_that_raise_are_set_aside_or_stop_the_run_until_it_is_mended(fault: str) -> None:
+    """One bad picture of two is left out; two stop the run, somebody mends the reward, and it finishes."""
+    rules = replace(small(batches=1), max_failed_share=0.5)
+    for bad in (frozenset({"b00000.01"}), frozenset({"b00000.00", "b00000.01"})):
+        assert search(World(rules, 1, frozenset({fault})), bad) > 50
+
+
 # ---- the rules, taken out one at a time
 
 
@@ -115,13 +124,6 @@ class NoBinding(Rules):
 
     def binding(self, state: State, order_id: str) -> Version | None:
         return state.trained[max(state.published)].version if state.published else None
-
-
-class UnjournaledBinding(Rules):
-    """[1] The claim is answered, and the binding is in memory only."""
-
-    def claim_records(self, work: Work) -> bool:
-        return False
 
 
 class AnyTrainingOrder(Rules):
@@ -144,7 +146,7 @@ class NotWaitingForScores(Rules):
 class LastTableWins(Rules):
     """[3] A table that comes later replaces the one that counts."""
 
-    def counts(self, work: Work, version: Version, worker_holds: bool) -> bool:
+    def counts(self, work: Work, version: Version) -> bool:
         return work.version == version
 
 
@@ -198,22 +200,153 @@ class PublishesTheNewest(Rules):
 
 
 @pytest.mark.parametrize(
-    ("mutant", "faults"),
+    ("mutant", "batches", "fault"),
     [
-        (NoAdmission, 0),
-        (NoBinding, 1),
-        (UnjournaledBinding, 1),
-        (AnyTrainingOrder, 0),
-        (NotWaitingForScores, 0),
-        (LastTableWins, 1),
-        (NoDigestOfScores, 1),
-        (NoTimeouts, 1),
-        (NoFrozenRoster, 1),
-        (OwnPathCounts, 1),
-        (KeepsOnlyK, 1),
-        (PublishesTheNewest, 1),
+        (NoAdmission, 3, None),
+        (NoBinding, 2, "worker"),
+        (AnyTrainingOrder, 2, None),
+        (NotWaitingForScores, 1, None),
+        (LastTableWins, 1, "hang"),
+        (NoDigestOfScores, 1, "damage"),
+        (NoTimeouts, 1, "hang"),
+        (NoFrozenRoster, 1, "damage"),
+        (OwnPathCounts, 2, "learner"),
+        (KeepsOnlyK, 2, "buffer"),
+        (PublishesTheNewest, 2, "buffer"),
     ],
 )
-def test_a_run_goes_wrong_without(mutant: type[Rules], faults: int) -> None:
+def test_a_run_goes_wrong_without(mutant: type[Rules], batches: int, fault: str | None) -> None:
+    kinds = frozenset({fault} if fault else ())
+    search(World(small(batches=batches), int(fault is not None), kinds))  # with the rule all is well
     with pytest.raises(Violation):
-        search(World(small(mutant), faults, EVERYTHING))
+        search(World(small(mutant, batches), int(fault is not None), kinds))
+
+
+class UnjournaledBinding(World):
+    """[1] The claim is answered, and its binding is in memory only."""
+
+    def journaled(self, step: Step) -> tuple[Record, ...]:
+        return tuple(record for record in step.records if record["kind"] != "claimed")
+
+
+def test_a_run_goes_wrong_when_bindings_are_not_journaled() -> None:
+    with pytest.raises(Violation):
+        search(UnjournaledBinding(small(batches=2), 1, frozenset({"buffer"})))
+
+
+class NeverReopened(Rules):
+    """[9] What is set aside stays so, though somebody has mended the reward."""
+
+    def reopened(self, state: State) -> list[str]:
+        return []
+
+
+def test_a_mended_run_does_not_go_on_without_reopening() -> None:
+    rules = replace(small(NeverReopened, batches=1), max_failed_share=0.4)
+    with pytest.raises(Violation):
+        search(World(rules, 0, frozenset()), frozenset({"b00000.00"}))
+
+
+# ---- split brain: a buffer that was cut off goes on by itself
+
+
+class Side:
+    """One epoch's buffer, everything that works for it, and its journal; `counted` says what it reads of others."""
+
+    def __init__(self, rules: Rules, journals: list[list[tuple[Record, ...]]], reads: Callable[..., Any]) -> None:
+        self.rules = rules
+        epochs = dict(enumerate(journals, 1))
+        limits = reads({epoch: lines[0][0]["seals"] for epoch, lines in epochs.items()})
+        self.state = State()
+        for epoch, lines in epochs.items():
+            for line in lines[: limits[epoch]]:
+                for record in line:
+                    self.state = fold(self.state, record)
+        self.inherited = self.state
+        seals = {epoch: len(lines) if limits[epoch] is None else limits[epoch] for epoch, lines in epochs.items()}
+        self.epoch = len(journals) + 1
+        self.journal: list[tuple[Record, ...]] = [({"kind": "opened", "epoch": self.epoch, "seals": seals},)]
+        journals.append(self.journal)
+        self.state = fold(self.state, self.journal[0][0])
+        self.told: list[tuple[str, Version]] = []
+
+    def do(self, step: Step) -> Any:
+        if step.records:
+            self.journal.append(step.records)
+        self.state = step.state
+        return step.answer
+
+    def go_on(self) -> None:
+        """The one thing that is to be done next."""
+        state, rules = self.state, self.rules
+        if not state.trained:
+            self.do(training.trained(rules, state, -1, Version(0, "0"), "0", "", "", 0.0))
+        elif missing := sorted(rules.served(state) - state.published):
+            self.do(rollouts.publish(rules, state, state.trained[missing[-1]].version))
+        elif answer := self.do(scoring.lease(rules, state, REWARD, "b", 0.0)):
+            file = File("", f"of {answer[1].digest} in epoch {self.epoch}")
+            self.do(scoring.add_scores(rules, self.state, REWARD, answer[0], answer[1].digest, file, 0.0))
+        elif (batch := self.do(training.take(rules, state, "learner", 0.0))) is not None:
+            version = Version(batch + 1, f"{state.trained[-1].version.digest}.{self.epoch}")
+            roster = state.rosters[batch]
+            self.do(training.trained(rules, self.state, batch, version, version.digest, "", roster, 0.0))
+        elif answer := self.do(rollouts.claim(rules, state, "a", 0.0)):
+            order_id, version, _ = answer
+            self.told.append((order_id, version))
+            self.add(order_id, version)
+
+    def add(self, order_id: str, version: Version) -> None:
+        digest = f"{order_id}@{version.digest} in epoch {self.epoch}"
+        counts = self.do(rollouts.add(self.rules, self.state, order_id, version, File("", digest), 0.0))
+        if counts and work_of(self.state, order_id).version != version:
+            raise Violation(f"{order_id} has a table of {version}")
+
+
+def split_brain(rules: Rules, reads: Callable[..., Any] = counted) -> int:
+    """A buffer does some steps and is cut off; a second takes over while the first goes on, and its workers call the
+    second by and by; then a third takes over. Every combination of how far each gets."""
+    tried = 0
+    for before, beside, after in itertools.product(range(0, 14), range(0, 14), range(0, 14)):
+        journals: list[list[tuple[Record, ...]]] = []
+        first = Side(rules, journals, reads)
+        for _ in range(before):
+            first.go_on()
+        second = Side(rules, journals, reads)
+        for _ in range(beside):
+            first.go_on()
+        for _ in range(after):
+            second.go_on()
+        for order_id, version in first.told:
+            if not rules.closed(second.state, order_id):
+                second.add(order_id, version)
+        third = Side(rules, journals, reads)
+        if third.inherited != restarted(second.state):
+            raise Violation(f"the third epoch does not go on from the second: {before}, {beside}, {after}")
+        tried += 1
+    return tried
+
+
+def test_what_a_cut_off_buffer_does_counts_for_nobody() -> None:
+    assert split_brain(small(batches=2)) == 14**3
+
+
+def everything(seals: dict[int, Any]) -> dict[int, None]:
+    """[16] No seals: a start reads all that is there."""
+    return dict.fromkeys(seals)
+
+
+class AnyWeights(Rules):
+    """[3] A table counts whatever weights it was made with."""
+
+    def counts(self, work: Work, version: Version) -> bool:
+        return work.table is None
+
+
+def test_a_cut_off_buffer_does_harm_without_seals() -> None:
+    with pytest.raises((Violation, IndexError)):
+        split_brain(small(batches=2), everything)
+
+
+def test_a_cut_off_buffers_workers_do_harm_without_digests() -> None:
+    with pytest.raises(Violation):
+        split_brain(small(AnyWeights, batches=2))

@@ -1,7 +1,9 @@
 """What a reward may answer, and what happens when it answers something else."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,7 +84,7 @@ def writes(images: np.ndarray, prompts: list[str]) -> np.ndarray:
     return np.zeros(len(images))
 
 
-BAD = {
+BAD: dict[str, tuple[Callable[..., Any], str]] = {
     "raises": (raises, "RuntimeError: no such file"),
     "changes the pictures": (writes, "read-only"),
     "NaN": (lambda i, p: np.array([1, np.nan]), "gave nan for picture 1"),

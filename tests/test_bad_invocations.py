@@ -1,0 +1,138 @@
+"""A user's mistakes, through `launch.py` itself: one sentence on stderr, exit code 2, and existing runs untouched."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import launch
+from conf.resume import RunLock
+from tests.pipelines import edit_json, tiny_pipeline
+from tests.running import SMALL, launched
+from tests.running import launch as run_launch
+from tests.test_conf_invocations import BAD
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory with a model, and a run `done` of two batches."""
+    folder = tmp_path_factory.mktemp("place")
+    tiny_pipeline(folder / "tiny")
+    done = run_launch(*command("run.name=done", "run.batches=2"), cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def inside(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The place as working directory; nothing in its runs may be changed."""
+    monkeypatch.chdir(place)
+    before = contents(place / "runs")
+    yield place
+    assert contents(place / "runs") == before
+
+
+def command(*more: str) -> list[str]:
+    return ["compressibility", *SMALL, "model.path=tiny", *more]
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and not path.name.endswith(".lock")}
+
+
+def assert_refused(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch.main(arguments) == 2
+    printed = capsys.readouterr()
+    assert says in printed.err
+    assert len(printed.err.strip().splitlines()) == 1 and "Traceback" not in printed.err, printed.err
+
+
+@pytest.mark.parametrize(("words", "says"), BAD, ids=[" ".join(words) for words, _ in BAD])
+def test_settings(words: list[str], says: str, inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert_refused(words, says, capsys)
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["model.path=nowhere/at/all"], "model.path=nowhere/at/all"),
+        (["model.path=runs"], "has no model_index.json"),
+        (["run.name=done", "run.batches=4", "learner.lr=0.5"], "learner.lr: 0.003 -> 0.5"),
+        (["run.name=done", "run.batches=4", "run.seed=7"], "run.seed: 0 -> 7"),
+        (["run.name=done", "run.batches=4", "prompts.list=[a cat]"], "prompt 2"),
+        (["run.name=done", "run.batches=1"], "run.batches=1 is less than"),
+        (["prompts.file=empty.txt"], "empty.txt"),
+        (["run.dir=tiny/model_index.json"], "run.dir"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_files_and_runs(more: list[str], says: str, inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (inside / "empty.txt").touch()
+    assert_refused(command(*more), says, capsys)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"steps_offset": 0}, '"steps_offset": 1'),
+        ({"set_alpha_to_one": True}, '"set_alpha_to_one": false'),
+        ({"clip_sample": True}, "clip_sample"),
+        ({"prediction_type": "sample"}, "prediction_type"),
+    ],
+)
+def test_schedules_without_a_policy(
+    changes: dict[str, object], says: str, inside: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoilt = tmp_path / "spoilt"
+    shutil.copytree(inside / "tiny", spoilt)
+    edit_json(spoilt / "scheduler" / "scheduler_config.json", **changes)
+    assert_refused([*command(), f"model.path={spoilt}"], says, capsys)
+
+
+def test_a_run_that_another_driver_holds(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with RunLock(Path("runs/done")):
+        assert_refused(command("run.name=done", "run.batches=4"), "in use by another driver", capsys)
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["samplers.num_cpus=64"], "64"),
+        (["ray.address=127.0.0.1:1"], "ray.address=127.0.0.1:1"),
+        (["model.lora.targets=[to_nothing]"], "to_nothing"),
+        (["rewards.mine.path=nosuch:Reward"], "there is no module nosuch"),
+        (["rewards.compressibility.args={quality: 3}"], "rewards.compressibility.args"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_only_the_cluster_shows(more: list[str], says: str, inside: Path, tmp_path: Path) -> None:
+    refused = run_launch(*command("run.name=new", f"run.dir={tmp_path}", *more), cwd=inside)
+    assert_one_sentence(refused.returncode, refused.stdout, refused.stderr, says)
+
+
+@pytest.mark.parametrize("file", ["pytorch_lora_weights.safetensors", "optimizer.safetensors", "state.json"])
+def test_a_corrupt_recovery_point(file: str, inside: Path, tmp_path: Path) -> None:
+    shutil.copytree(inside / "runs" / "done", tmp_path / "done")
+    victim = max((tmp_path / "done" / "checkpoints").glob("v00002*")) / file
+    victim.write_bytes(victim.read_bytes()[:-20])
+    refused = run_launch(*command("run.name=done", f"run.dir={tmp_path}", "run.batches=4"), cwd=inside)
+    assert_one_sentence(refused.returncode, refused.stdout, refused.stderr, file)
+
+
+def test_a_second_driver_on_a_run_under_way(inside: Path, tmp_path: Path) -> None:
+    arguments = command("run.name=busy", f"run.dir={tmp_path}", "run.batches=50")
+    with launched(*arguments, cwd=inside) as first:
+        for line in first.lines():
+            if line.startswith("batch 1/"):
+                break
+        second = run_launch(*arguments, cwd=inside)
+        assert_one_sentence(second.returncode, second.stdout, second.stderr, "in use by another driver")
+        assert str(first.process.pid) in second.stderr
+        assert first.process.poll() is None
+
+
+def assert_one_sentence(code: int, output: str, errors: str, says: str) -> None:
+    assert code == 2, errors
+    assert says in errors, errors
+    assert len(errors.strip().splitlines()) == 1 and "Traceback" not in output + errors, errors

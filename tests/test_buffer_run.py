@@ -1,0 +1,581 @@
+"""TrajectoryBuffer with its files: restarts, late and wrong calls, failures, damage, retention, evaluations, epochs."""
+
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from buffer.buffer import TrajectoryBuffer
+from buffer.errors import Refused, RunStopped
+from buffer.orders import Plan, Version, parse
+from buffer.schema import tensors_of
+from buffer.state import restarted
+from conf.errors import UserError
+from tests.buffer_toy import (
+    PLAN,
+    V0,
+    buffer,
+    finish,
+    publish,
+    roll_out,
+    rolled_out,
+    score,
+    scored,
+    start,
+    train,
+    written,
+)
+
+TIMES = ["claimed", "rolled_out", "scored", "trained"]
+
+
+def rows(run: Path) -> dict[int, list[dict[str, Any]]]:
+    """What was trained on, by batch, but for its times."""
+    files = sorted((run / "trajectories").glob("*.parquet"))
+    tables = [pq.read_table(file) for file in files]
+    return {table["batch"][0].as_py(): table.drop_columns(TIMES).to_pylist() for table in tables}
+
+
+def table_of(b: TrajectoryBuffer, order_id: str) -> str:
+    table = b.state.work[order_id].table
+    assert table is not None
+    return table.path
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+# ---- a run, and the same run with restarts
+
+
+def test_a_run_trains_every_trajectory_once_in_order_and_young_enough(tmp_path: Path) -> None:
+    b = buffer(tmp_path, max_staleness=1)
+    finish(b)
+    found = rows(tmp_path)
+    assert list(found) == [0, 1, 2]
+    assert [row["trajectory_id"] for batch in found.values() for row in batch] == list(range(3 * PLAN.batch_size))
+    for batch, its_rows in found.items():
+        orders = {order.order_id: order for order in PLAN.batch(batch)}
+        for row in its_rows:
+            order = orders[row["order_id"]]
+            place = order.trajectory_ids.index(row["trajectory_id"])
+            assert (row["prompt"], row["seed"]) == (order.prompts[place], order.seeds[place])
+            assert row["age"] == batch - row["policy_version"] <= 1
+    assert b.take("learner") is None and b.claim("s0") is None
+
+
+@pytest.mark.parametrize("k", [0, 2])
+def test_with_restarts_after_every_call_the_synchronous_run_is_the_same(tmp_path: Path, k: int) -> None:
+    """A new buffer takes over after each call; at k = 0 the rows are the same bit for bit, else nothing is lost."""
+    finish(buffer(tmp_path / "calm", max_staleness=k))
+    run = tmp_path / "torn"
+    start(buffer(run, max_staleness=k))
+    steps: list[Callable[[TrajectoryBuffer], Any]] = [roll_out, score, train]
+    for call in range(500):
+        b = buffer(run, max_staleness=k)
+        if b.finished:
+            break
+        publish(b)
+        steps[call % 3](b)
+    assert b.finished and b.epoch > 20
+    if k == 0:
+        assert rows(run) == rows(tmp_path / "calm")
+    assert [row["trajectory_id"] for batch in rows(run).values() for row in batch] == list(range(3 * PLAN.batch_size))
+
+
+def test_the_state_after_a_restart_is_the_state_before(tmp_path: Path) -> None:
+    b = buffer(tmp_path, evaluate_versions=(0, 2))
+    start(b)
+    for _ in range(40):
+        for call in (roll_out, score, train):
+            call(b)
+            publish(b)
+        b.claim("idle")
+        b.lease("size", "idle")
+        after = buffer(tmp_path, evaluate_versions=(0, 2))
+        assert after.state == restarted(b.state)._replace(epoch=b.epoch + 1)
+        assert not after.state.claims and not after.state.leases and after.state.taken is None
+        b = after
+        publish(b)
+    assert b.finished
+
+
+def test_another_plan_is_refused_and_nothing_is_touched(tmp_path: Path) -> None:
+    start(buffer(tmp_path))
+    before = tree(tmp_path)
+    with pytest.raises(UserError, match=r"seed 7 \(now 8\)"):
+        buffer(tmp_path, Plan(8, PLAN.prompts, 8, 2, 4))
+    with pytest.raises(UserError, match="prompts"):
+        buffer(tmp_path, Plan(7, ("another",), 8, 2, 4))
+    assert tree(tmp_path) == before
+    assert buffer(tmp_path).epoch == 2
+
+
+# ---- claims and tables
+
+
+def test_a_claim_stays_bound_when_a_newer_version_is_published(tmp_path: Path) -> None:
+    b = buffer(tmp_path)
+    start(b)
+    for _ in range(4):
+        roll_out(b)
+        score(b)
+    early = b.claim("lost")
+    assert early and early.order.batch == 1 and early.version == V0
+    train(b)
+    publish(b)
+    newer = b.claim("s0")
+    assert newer and newer.version.number == 1
+    b.worker_died("lost")
+    b = buffer(tmp_path)  # and it is bound for good
+    publish(b)
+    again = b.claim("s0")
+    assert again and again.order == early.order and again.version == V0 and again.attempt == 2
+
+
+def test_the_first_table_counts_whoever_sends_it(tmp_path: Path) -> None:
+    now = [0.0]
+    b = buffer(tmp_path, clock=lambda: now[0])
+    start(b)
+    slow = b.claim("slow")
+    assert slow
+    now[0] = 11.0
+    second = b.claim("second")
+    assert second and second.order == slow.order and second.version == slow.version
+    assert b.overdue() == []
+    now[0] = 20.5
+    assert b.overdue() == ["slow"]
+    b.worker_died("slow")
+    table = rolled_out(slow.order, slow.version)
+    assert not b.add(slow.order.order_id, Version(0, "other weights"), table)
+    assert b.add(slow.order.order_id, slow.version, table)
+    assert not b.add(slow.order.order_id, slow.version, rolled_out(slow.order, slow.version, "other device"))
+    files = [path.name for path in (tmp_path / "tensors").iterdir()]
+    assert len(files) == 1  # what does not count is not even written
+    with pytest.raises(ValueError, match="other trajectories"):
+        claim = b.claim("s0")
+        assert claim
+        b.add(claim.order.order_id, claim.version, table)
+
+
+def test_versions_that_the_journal_does_not_have_cannot_be_published(tmp_path: Path) -> None:
+    b = buffer(tmp_path)
+    start(b)
+    for version in (Version(0, "other"), Version(1, "weights-1"), Version(-1, "")):
+        with pytest.raises(Refused):
+            b.publish(version)
+
+
+# ---- failures
+
+
+def test_a_rollout_that_raises_three_times_is_set_aside_with_the_reason(tmp_path: Path) -> None:
+    b = buffer(tmp_path, batches=1)
+    start(b)
+    for _ in range(3):
+        claim = b.claim("s0")
+        assert claim and claim.order.order_id == "b00000.00"
+        b.order_failed(claim.order.order_id, "s0", "nan in latents")
+        b.order_failed(claim.order.order_id, "s0", "said twice")  # not a holder any more
+    assert b.status()["set_aside_by_reason"] == {"nan in latents": 2}
+    finish(b)
+    found = rows(tmp_path)[0]
+    assert [row["set_aside"] for row in found] == ["nan in latents"] * 2 + [None] * 6
+    assert [row["advantage"] is None for row in found] == [True] * 2 + [False] * 6
+    assert b.status()["set_aside"] == 2
+
+
+def test_a_picture_that_raises_is_set_aside_and_the_others_are_scored(tmp_path: Path) -> None:
+    b = buffer(tmp_path, batches=1)
+    start(b)
+    roll_out(b)
+    for attempt in range(3):
+        lease = b.lease("size", "r0")
+        assert lease and lease.skip == ()
+        b.pictures_failed("size", lease.order_id, lease.table_digest, "r0", {1: f"too dark {attempt}"})
+    lease = b.lease("size", "r0")
+    assert lease and lease.skip == (1,) and lease.table.num_rows == 2  # the shape stays
+    assert b.add_scores("size", lease.order_id, lease.table_digest, scored(lease, caption=["a cat"]))
+    finish(b)
+    found = rows(tmp_path)[0]
+    assert found[1]["set_aside"] == "too dark 2" and found[1]["reward"] is None
+    assert found[0]["size.caption"] == "a cat" and found[0]["reward"] == found[0]["size"]
+
+
+def fail_everything(b: TrajectoryBuffer, orders: int = 100) -> None:
+    for call in range(100):
+        if call < orders:
+            roll_out(b)
+        lease = b.lease("size", "r0")
+        if lease:
+            reasons = dict.fromkeys(lease.table["trajectory_id"].to_pylist(), "no such model")
+            b.pictures_failed("size", lease.order_id, lease.table_digest, "r0", reasons)
+
+
+def test_too_many_failures_stop_the_run_and_a_new_start_tries_again(tmp_path: Path) -> None:
+    b = buffer(tmp_path)
+    start(b)
+    with pytest.raises(RunStopped, match=r"of the 8 pictures of batch 0 failed.*max_failed_share=0.25.*no such model"):
+        fail_everything(b)
+    with pytest.raises(RunStopped):
+        b.take("learner")
+    mended = buffer(tmp_path)
+    assert mended.stop is None and mended.status()["set_aside"] == 0
+    finish(mended)
+    assert all(row["set_aside"] is None for batch in rows(tmp_path).values() for row in batch)
+    assert len(rows(tmp_path)) == 3
+
+
+def test_reopened_pictures_are_scored_by_every_reward(tmp_path: Path) -> None:
+    """A reward that scored an order without a picture scores it again once the picture is back."""
+    settings: dict[str, Any] = {"rewards": {"size": 1.0, "other": 1.0}, "batches": 1}
+    b = buffer(tmp_path, **settings)
+    start(b)
+    roll_out(b)
+    for _ in range(3):
+        lease = b.lease("size", "r0")
+        assert lease
+        b.pictures_failed("size", lease.order_id, lease.table_digest, "r0", {0: "dark"})
+    score(b, "other")
+    score(b, "size")
+    b = buffer(tmp_path, **settings)
+    finish(b)
+    assert all(row["size"] is not None and row["other"] is not None for row in rows(tmp_path)[0])
+
+
+def test_five_deaths_at_the_same_order_stop_the_run_but_not_deaths_of_nodes(tmp_path: Path) -> None:
+    b = buffer(tmp_path)
+    start(b)
+    for node in range(7):
+        b.claim(f"s{node}")
+        b.worker_died(f"s{node}", node_lives=False)
+    for worker in range(5):
+        assert b.stop is None
+        assert b.claim(f"t{worker}")
+        b.worker_died(f"t{worker}")
+    with pytest.raises(RunStopped, match="5 workers died on the same work"):
+        b.claim("s0")
+    finish(buffer(tmp_path))
+
+
+def test_a_picture_that_kills_its_worker_is_found_and_set_aside(tmp_path: Path) -> None:
+    b = buffer(tmp_path, batches=1)
+    start(b)
+    roll_out(b)
+    deaths = 0
+    for worker in range(10):
+        lease = b.lease("size", f"r{worker}")
+        assert lease
+        if 1 in lease.skip:
+            break
+        if lease.alone:
+            b.trying_alone(f"r{worker}", 0)
+            b.trying_alone(f"r{worker}", 1)
+        b.worker_died(f"r{worker}")
+        deaths += 1
+    assert lease and b.add_scores("size", lease.order_id, lease.table_digest, scored(lease))
+    assert deaths == 5 and b.stop is None
+    finish(b)
+    assert [row["set_aside"] is None for row in rows(tmp_path)[0]] == [True, False] + [True] * 6
+
+
+# ---- training
+
+
+def test_the_first_trained_counts_and_a_second_learner_hears_of_it(tmp_path: Path) -> None:
+    b = buffer(tmp_path)
+    start(b)
+    for _ in range(4):
+        roll_out(b)
+        score(b)
+    first = b.take("l1")
+    assert first and b.take("l2") is None
+    b.worker_died("l1")
+    second = b.take("l2")
+    assert second and second.roster == first.roster and second.recovery_point != first.recovery_point
+    v_second = written(b, second)
+    v_first = written(b, first)
+    assert b.trained(0, v_first, first.recovery_point, first.parquet) == first.recovery_point
+    assert b.trained(0, v_second, second.recovery_point, second.parquet) == first.recovery_point
+    assert b.trained(0, v_first, first.recovery_point, first.parquet) == first.recovery_point
+    assert [path.name for path in (tmp_path / "trajectories").iterdir()] == [Path(first.parquet).name]
+    assert b.current() == (v_first, first.recovery_point)
+
+
+def test_a_batch_that_is_not_the_next_or_not_on_disk_is_refused(tmp_path: Path) -> None:
+    b = buffer(tmp_path)
+    start(b)
+    for _ in range(4):
+        roll_out(b)
+        score(b)
+    taken = b.take("learner")
+    assert taken
+    with pytest.raises(Refused, match="is not there"):
+        b.trained(0, Version(1, "x"), taken.recovery_point, taken.parquet)
+    version = written(b, taken)
+    with pytest.raises(Refused, match="comes version"):
+        b.trained(0, Version(2, "x"), taken.recovery_point, taken.parquet)
+    with pytest.raises(Refused, match="not what is to be trained"):
+        b.trained(1, Version(2, "x"), taken.recovery_point, taken.parquet)
+    # the rows change below the learner: its work is of a roster that is no more
+    (tmp_path / table_of(b, "b00000.01")).write_bytes(b"")
+    b.worker_died("learner")
+    assert b.take("learner") is None
+    with pytest.raises(Refused, match="not what is to be trained"):
+        b.trained(0, version, taken.recovery_point, taken.parquet)
+    finish(b)
+
+
+def test_what_was_never_acknowledged_is_removed_at_the_next_start(tmp_path: Path) -> None:
+    b = buffer(tmp_path)
+    start(b)
+    for _ in range(5):
+        roll_out(b)
+        score(b)
+    taken = b.take("learner")
+    assert taken
+    written(b, taken)
+    theirs = ["checkpoints/my-notes.txt", "trajectories/own.parquet", "tensors/b1.txt"]
+    for path in theirs:
+        (tmp_path / path).write_text("mine")
+    (tmp_path / "tensors/b00001.03.e0001.00099.arrow").write_bytes(b"torn")
+    (tmp_path / "tensors/.b00001.02.e0001.00098.arrow.tmp").write_bytes(b"to")
+    (tmp_path / "checkpoints/.v00001.e0001.00097.tmp").mkdir()
+    acknowledged = [work.table.path for work in b.state.work.values() if work.table]
+    after = buffer(tmp_path)
+    left = [
+        f"{path.parent.name}/{path.name}"
+        for f in ("tensors", "trajectories", "checkpoints")
+        for path in (tmp_path / f).iterdir()
+    ]
+    scores = [s.file.path for work in after.state.work.values() for s in work.scores]
+    assert sorted(left) == sorted([*theirs, *acknowledged, *scores, after.state.trained[0].recovery_point])
+    finish(after)
+
+
+def test_retention_keeps_what_the_rules_need_and_no_more(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"batches": 8, "max_staleness": 1, "keep_batches": 2, "keep_checkpoints": 1}
+    b = buffer(tmp_path, **settings)
+    start(b)
+    while not b.finished:
+        roll_out(b)
+        score(b)
+        if train(b):
+            n = b.state.next_batch
+            points = sorted(int(path.name[1:6]) for path in (tmp_path / "checkpoints").iterdir())
+            assert points == list(range(max(n - 2, 0), n + 1))
+            names = [path.name.split(".") for path in (tmp_path / "tensors").iterdir()]
+            batches = {int(name[0][1:]) for name in names}
+            assert min(batches, default=n) >= n - 2
+            assert {n - 1, n - 2} & set(range(n)) <= batches
+        publish(b)
+    assert len(list((tmp_path / "trajectories").iterdir())) == 8
+
+
+# ---- damage
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_damaged_table_is_rolled_out_again_at_its_version(tmp_path: Path, same: bool) -> None:
+    """With the same result its scores stay; with another (other hardware) it is scored again. Either is said."""
+    calm = tmp_path / "calm"
+    finish(buffer(calm, max_staleness=0))
+    run = tmp_path / "run"
+    b = buffer(run, max_staleness=0)
+    start(b)
+    for _ in range(4):
+        roll_out(b)
+        score(b)
+    path = run / table_of(b, "b00000.02")
+    path.write_bytes(path.read_bytes()[:-20])
+    b = buffer(run, max_staleness=0)
+    publish(b)
+    assert b.take("learner") is None
+    assert b.status()["damaged"] == 1 and "b00000.02 is rolled out again" in b.status()["notes"][0]
+    claim = b.claim("s0")
+    assert claim and claim.order.order_id == "b00000.02" and claim.version == V0 and claim.attempt == 2
+    assert b.add(claim.order.order_id, V0, rolled_out(claim.order, V0, "" if same else "other device"))
+    assert (b.lease("size", "r0") is None) == same
+    b.worker_died("r0")
+    finish(b)
+    assert (rows(run) == rows(calm)) == same
+
+
+def test_damage_is_noticed_when_pictures_are_leased_and_damaged_scores_are_made_again(tmp_path: Path) -> None:
+    b = buffer(tmp_path)
+    start(b)
+    roll_out(b)
+    (tmp_path / table_of(b, "b00000.00")).unlink()
+    assert b.lease("size", "r0") is None and b.status()["damaged"] == 1
+    for _ in range(4):
+        roll_out(b)
+        score(b)
+    (tmp_path / b.state.work["b00000.03"].scores[0].file.path).write_bytes(b"?")
+    assert b.take("learner") is None
+    assert "scored with size again" in b.status()["notes"][1]
+    finish(b)
+
+
+def test_a_full_disk_stops_with_a_sentence_and_loses_nothing(tmp_path: Path) -> None:
+    """On a file system of 300 kB where one can be mounted; else under a limit of the size of files."""
+    run = tmp_path / "run"
+    run.mkdir()
+    mounted = (
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "none", run], capture_output=True).returncode == 0
+    )
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        b = buffer(run, batches=100, keep_batches=100)
+        start(b)
+        if not mounted:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, limits[1]))
+        with pytest.raises(RunStopped, match=f"The disk that holds {tmp_path}.* is full"):
+            finish(b)
+        acknowledged = restarted(b.state)
+        with pytest.raises(RunStopped, match="is full"):
+            b.claim("s0")
+        assert "is full" in b.status()["stop"]
+        if mounted:
+            subprocess.run(["mount", "-o", "remount,size=30m", run], check=True)
+        else:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        after = buffer(run, batches=acknowledged.next_batch + 2, keep_batches=100)
+        assert restarted(after.state)._replace(epoch=1) == acknowledged
+        finish(after)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        if mounted:
+            subprocess.run(["umount", "--lazy", run], check=True)  # tables are still mapped
+
+
+def test_a_journal_that_cannot_be_written_acknowledges_nothing(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    b = buffer(tmp_path)
+    start(b)
+    size = (tmp_path / "journal/epoch-000001.jsonl").stat().st_size
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, limits[1]))
+        with pytest.raises(RunStopped, match="is full"):
+            b.claim("s0")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with pytest.raises(RunStopped, match="is full"):
+        b.claim("s0")
+    assert not b.state.work and (tmp_path / "journal/epoch-000001.jsonl").stat().st_size == size
+    finish(buffer(tmp_path))
+
+
+# ---- evaluations
+
+
+def test_evaluations_come_first_hold_nothing_up_and_are_the_same_pairs(tmp_path: Path) -> None:
+    b = buffer(tmp_path, evaluate_versions=(0, 2, 3))
+    start(b)
+    claims = [b.claim(f"e{i}") for i in range(2)]
+    assert [c and c.order.order_id for c in claims] == ["e00000.00", "e00000.01"]  # and nobody rolls them out
+    for _ in range(4):
+        roll_out(b)
+        score(b)
+    assert train(b)  # the batch did not wait
+    publish(b)
+    assert b.rules.kept(b.state) >= {0}
+    b.worker_died("e0")
+    b.worker_died("e1")
+    finish(b)
+    tables = b.evaluations()
+    assert list(tables) == [0, 2, 3]
+    pairs = [list(zip(t["prompt"].to_pylist(), t["seed"].to_pylist(), strict=True)) for t in tables.values()]
+    assert pairs[0] == pairs[1] == pairs[2] and len(set(pairs[0])) == 4
+    assert [t["policy_version"].to_pylist() for t in tables.values()] == [[v] * 4 for v in (0, 2, 3)]
+    assert not {"batch", "age", "advantage"} & set(tables[0].column_names)
+    images = b.evaluation_images(3, 3)
+    order = PLAN.evaluation(3)[0]
+    assert images is not None and images.shape == (3, 4, 4, 3)
+    made = tensors_of(rolled_out(order, b.state.trained[3].version))["image"]
+    np.testing.assert_array_equal(images[:2], made)
+    assert b.evaluation_images(0, 3) is None  # retention: the last two are kept
+    assert buffer(tmp_path, evaluate_versions=(0, 2, 3)).evaluations().keys() == tables.keys()
+
+
+def test_an_evaluation_that_cannot_be_served_is_missed(tmp_path: Path) -> None:
+    finish(buffer(tmp_path, evaluate_versions=(3,)))
+    b = buffer(tmp_path, evaluate_versions=(0, 3), batches=4)  # version 0 is gone by now
+    assert b.status()["evaluations_missed"] == [0] and "missed" in b.notes[0]
+    finish(b)
+    assert list(b.evaluations()) == [3]
+    assert buffer(tmp_path, evaluate_versions=(0, 3), batches=4).finished
+
+
+def test_a_reward_that_fails_on_an_evaluation_stops_and_goes_on_when_mended(tmp_path: Path) -> None:
+    b = buffer(tmp_path, evaluate_versions=(0, 3))
+    start(b)
+    with pytest.raises(RunStopped, match="the evaluation of version 0"):
+        fail_everything(b, orders=2)
+    mended = buffer(tmp_path, evaluate_versions=(0, 3))
+    finish(mended)
+    assert mended.evaluations()[0]["reward"].null_count == 0
+
+
+# ---- epochs
+
+
+def test_a_cut_off_buffer_spoils_nothing(tmp_path: Path) -> None:
+    """It deletes nothing that the later epoch needs, its calls stop, and the run finishes as if it were not there."""
+    old = buffer(tmp_path)
+    start(old)
+    for _ in range(6):
+        roll_out(old)
+        score(old)
+    taken = old.take("learner")
+    assert taken
+    version = written(old, taken)
+    claim = old.claim("s9")
+    assert claim
+    new = buffer(tmp_path)
+    files = tree(tmp_path)
+    with pytest.raises((RunStopped, Refused)):
+        old.trained(taken.batch, version, taken.recovery_point, taken.parquet)
+    with pytest.raises(RunStopped, match="Another driver"):
+        old.add(claim.order.order_id, claim.version, rolled_out(claim.order, claim.version))
+    with pytest.raises(RunStopped, match="Another driver"):
+        old.claim("s9")
+    left = tree(tmp_path)
+    assert files.items() <= left.items()
+    start(new)
+    assert new.add(claim.order.order_id, claim.version, rolled_out(claim.order, claim.version))  # bound, so it counts
+    finish(new)
+    assert [row["trajectory_id"] for batch in rows(tmp_path).values() for row in batch] == list(
+        range(3 * PLAN.batch_size)
+    )
+
+
+def test_a_killed_process_loses_nothing_that_it_was_told(tmp_path: Path) -> None:
+    """kill -9 at a random moment, seen from the outside: what the process had printed is there afterwards."""
+    script = (
+        "import sys, pathlib; from tests.buffer_toy import *\n"
+        "b = buffer(pathlib.Path(sys.argv[1]), batches=1000, max_staleness=1); start(b)\n"
+        "while True:\n"
+        "    c = roll_out(b); print('table', c.order.order_id if c else '', flush=True)\n"
+        "    score(b); t = train(b); publish(b)\n"
+        "    print('trained', b.current()[0].number, flush=True)\n"
+    )
+    for lines in (3, 17, 40):
+        process = subprocess.Popen([sys.executable, "-c", script, tmp_path], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        told = [next(process.stdout).split() for _ in range(lines)]
+        process.kill()
+        told += [line.split() for line in process.stdout]
+        process.wait()
+        b = buffer(tmp_path, batches=1000)
+        assert b.state.next_batch >= max(int(words[1]) for words in told if words[0] == "trained")
+        for words in told:
+            if words[0] == "table" and len(words) == 2 and parse(words[1]).group >= b.state.next_batch:
+                assert b.state.work[words[1]].table is not None
+        b.close()
