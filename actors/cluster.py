@@ -40,6 +40,9 @@ def cluster(config: Config) -> Iterator[dict[str, float]]:
             f"no Ray cluster answers at ray.address={config.ray.address}: start one (`ray up cluster.yaml`), "
             "or leave ray.address out to run on this machine"
         ) from error
+    except Exception as error:  # a bare Exception is what Ray raises when its processes do not come up in time
+        reason = " ".join(str(error).split())
+        raise UserError(f"Ray could not be started: {reason} Is this machine busy, or its disk full?") from error
     try:
         yield ray.cluster_resources()
     finally:

@@ -31,6 +31,7 @@ from buffer.errors import Refused, RunStopped
 from buffer.journal import Journal, read_counted
 from buffer.messages import Claim, Lease, TakenBatch
 from buffer.orders import Plan, Version
+from buffer.retention import needed_files, old_recovery_points
 from buffer.rules import Rules
 from buffer.schema import ROLLOUT_COLUMNS, check_rollout, check_scores, scalar_rows, stack, with_tensors
 from buffer.state import File, Record, State, Step, fold, work_of
@@ -217,7 +218,7 @@ class TrajectoryBuffer:
         beside += self._store.leftovers([counts.parquet], ["trajectories"], f"b{batch:05d}.") if batch >= 0 else []
         self._remove(beside)
         if not known:
-            self._remove(self._unneeded(["tensors"]) + self._old_recovery_points())
+            self._remove(self._unneeded(["tensors"]) + old_recovery_points(self.rules, self.state))
             self._finish_evaluations()
         return counts.recovery_point
 
@@ -344,24 +345,8 @@ class TrajectoryBuffer:
         self._remove(self._unneeded(["tensors", "trajectories", "evaluation", "checkpoints"]))
         self._finish_evaluations()
 
-    def _needed(self) -> set[str]:
-        """Every file that the state names and somebody may still ask for."""
-        state = self.state
-        needed = {t.parquet for t in state.trained} | {path for path in state.evaluations.values() if path}
-        needed |= {state.trained[version].recovery_point for version in self.rules.kept(state) if state.trained}
-        for work in state.work.values():
-            needed |= {work.table.path} if work.table else set()
-            needed |= {score.file.path for score in work.scores}
-        return needed
-
     def _unneeded(self, folders: list[str]) -> list[str]:
-        return self._store.leftovers(self._needed(), folders)
-
-    def _old_recovery_points(self) -> list[str]:
-        """Those of versions that were trained on from and are kept no longer; never one that is being written."""
-        old = set(range(len(self.state.trained))) - self.rules.kept(self.state)
-        paths = [self.state.trained[version].recovery_point for version in sorted(old)]
-        return [path for path in paths if (self.run_dir / path).exists()]
+        return self._store.leftovers(needed_files(self.rules, self.state), folders)
 
     def _remove(self, paths: list[str]) -> None:
         """Remove files, unless a later epoch has begun: it may have sealed the record that made them unneeded out."""

@@ -75,7 +75,8 @@ class Store:
         return path
 
     def remove(self, paths: Iterable[str]) -> None:
-        """Remove files and folders that nobody needs. A folder is renamed first, so that no half of it looks whole."""
+        """Remove files and folders that nobody needs, if they are there. A folder is renamed first, so that no half of
+        it looks whole."""
         for path in paths:
             target = self.run_dir / path
             if target.is_dir():

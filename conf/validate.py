@@ -85,7 +85,7 @@ def validate(config: Config) -> None:
 def cluster_fits(config: Config, resources: dict[str, float]) -> None:
     """Raises UserError if not even one actor of each role fits at once on a cluster with these resources in all."""
     roles = {"a sampler": config.samplers, "the learner": config.learner}
-    roles |= {f"a {name} reward": reward for name, reward in config.rewards.items()}
+    roles |= {f"reward {name}": reward for name, reward in config.rewards.items()}
     for unit, resource in (("num_cpus", "CPU"), ("num_gpus", "GPU")):
         needs = {role: float(getattr(worker, unit)) for role, worker in roles.items()}
         has, needed = resources.get(resource, 0.0), math.fsum(needs.values())

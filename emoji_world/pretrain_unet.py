@@ -3,7 +3,7 @@
 Resumable: the same command goes on from the last checkpoint. Batches follow from the seed and the step alone.
 `--steps` can be changed in between: the learning rate falls over the last 40 % of whatever it says.
 
-    python -m emoji_world.pretrain_unet --steps 8000
+    python -m emoji_world.pretrain_unet
 """
 
 import argparse
@@ -77,7 +77,7 @@ def make_scheduler() -> DDIMScheduler:
 @torch.no_grad()
 def encode_pool(vae: AutoencoderKL, images: np.ndarray) -> torch.Tensor:
     """uint8 [N, 64, 64, 3] -> posterior means, float32 [N, C, 8, 8]."""
-    chunks = [images[start : start + 256] for start in range(0, len(images), 256)]
+    chunks = [images[start : start + 32] for start in range(0, len(images), 32)]  # larger ones leave the cache
     return torch.cat([vae.encode(to_model(chunk)).latent_dist.mode().contiguous() for chunk in chunks])
 
 
@@ -139,7 +139,10 @@ def train(steps: int, batch: int, lr: float, seed: int, folder: Path, out: Path)
     count = len(images) - TEST_PICTURES
     torch.manual_seed(seed)
     vae = AutoencoderKL.from_pretrained(folder / "vae")
-    latents = standardise(vae, encode_pool(vae, images[:count]))
+    encoded = folder / "latents.safetensors"
+    if not encoded.exists():
+        save_file({"latents": encode_pool(vae, images[:count])}, encoded)
+    latents = standardise(vae, load_file(encoded)["latents"])
     tokenizer = save_tokenizer(out / "tokenizer")
     unet, text_encoder, scheduler = make_unet(), make_text_encoder(tokenizer), make_scheduler()
     model = nn.ModuleList([unet, text_encoder])
@@ -194,7 +197,7 @@ def train(steps: int, batch: int, lr: float, seed: int, folder: Path, out: Path)
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--steps", type=int, default=3600)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)

@@ -2,7 +2,7 @@
 
 Resumable: the same command goes on from the last checkpoint. Batches follow from the seed and the step alone.
 
-    python -m emoji_world.pretrain_vae --steps 7000
+    python -m emoji_world.pretrain_vae
 """
 
 import argparse
@@ -113,7 +113,7 @@ def train(steps: int, batch: int, lr: float, seed: int, folder: Path, out: Path)
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=7000)
+    parser.add_argument("--steps", type=int, default=4500)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=4e-3)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,6 +1,7 @@
 """TrajectoryBuffer with its files: restarts, late and wrong calls, failures, damage, retention, evaluations, epochs."""
 
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -32,6 +33,7 @@ from tests.buffer_toy import (
     written,
 )
 
+ROOT = Path(__file__).parents[1]
 TIMES = ["claimed", "rolled_out", "scored", "trained"]
 
 
@@ -423,36 +425,41 @@ def test_damage_is_noticed_when_pictures_are_leased_and_damaged_scores_are_made_
     finish(b)
 
 
+def fill_up_and_go_on(run: Path, mounted: bool) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    b = buffer(run, batches=100, keep_batches=100)
+    start(b)
+    if not mounted:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, limits[1]))
+    with pytest.raises(RunStopped, match=f"The disk that holds {run}.* is full"):
+        finish(b)
+    acknowledged = restarted(b.state)
+    with pytest.raises(RunStopped, match="is full"):
+        b.claim("s0")
+    assert "is full" in b.status()["stop"]
+    if mounted:
+        subprocess.run(["mount", "-o", "remount,size=30m", run], check=True)
+    else:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    after = buffer(run, batches=acknowledged.next_batch + 2, keep_batches=100)
+    assert restarted(after.state)._replace(epoch=1) == acknowledged
+    finish(after)
+
+
 def test_a_full_disk_stops_with_a_sentence_and_loses_nothing(tmp_path: Path) -> None:
-    """On a file system of 300 kB where one can be mounted; else under a limit of the size of files."""
+    """In a process of its own: on a file system of 300 kB that only it sees, or, where none can be mounted, under a
+    limit of the size of files."""
     run = tmp_path / "run"
     run.mkdir()
+    mount = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=300k none "$0" && exec "$@"', str(run)]
     mounted = (
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "none", run], capture_output=True).returncode == 0
+        shutil.which("unshare") is not None and subprocess.run([*mount, "true"], capture_output=True).returncode == 0
     )
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        b = buffer(run, batches=100, keep_batches=100)
-        start(b)
-        if not mounted:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, limits[1]))
-        with pytest.raises(RunStopped, match=f"The disk that holds {tmp_path}.* is full"):
-            finish(b)
-        acknowledged = restarted(b.state)
-        with pytest.raises(RunStopped, match="is full"):
-            b.claim("s0")
-        assert "is full" in b.status()["stop"]
-        if mounted:
-            subprocess.run(["mount", "-o", "remount,size=30m", run], check=True)
-        else:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        after = buffer(run, batches=acknowledged.next_batch + 2, keep_batches=100)
-        assert restarted(after.state)._replace(epoch=1) == acknowledged
-        finish(after)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        if mounted:
-            subprocess.run(["umount", "--lazy", run], check=True)  # tables are still mapped
+    call = f"from tests.test_buffer_run import *; fill_up_and_go_on(Path({str(run)!r}), {mounted})"
+    done = subprocess.run(
+        [*(mount if mounted else []), sys.executable, "-c", call], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_journal_that_cannot_be_written_acknowledges_nothing(tmp_path: Path) -> None:
@@ -556,6 +563,31 @@ def test_a_cut_off_buffer_spoils_nothing(tmp_path: Path) -> None:
     )
 
 
+def test_a_cut_off_buffer_deletes_nothing_once_it_can_see_the_later_epoch(tmp_path: Path) -> None:
+    """The two cannot see each other for a while (a cable, a file system's cache), and train the same batch."""
+    old = buffer(tmp_path)
+    start(old)
+    for _ in range(4):
+        roll_out(old)
+        score(old)
+    new = buffer(tmp_path)
+    journal = tmp_path / "journal/epoch-000002.jsonl"
+    unseen = journal.rename(tmp_path / "unseen")
+    theirs = train(old, "old learner")
+    unseen.rename(journal)
+    publish(new)
+    ours = train(new)
+    current = old.current()
+    assert ours and theirs and current and current != new.current()
+    before = tree(tmp_path)
+    assert old.trained(0, current[0], theirs.recovery_point, theirs.parquet) == theirs.recovery_point
+    assert tree(tmp_path) == before
+    finish(new)
+    del old
+    assert buffer(tmp_path).state.trained == new.state.trained
+    assert [path.name for path in (tmp_path / "trajectories").glob("b00000.*")] == [Path(ours.parquet).name]
+
+
 def test_a_killed_process_loses_nothing_that_it_was_told(tmp_path: Path) -> None:
     """kill -9 at a random moment, seen from the outside: what the process had printed is there afterwards."""
     script = (
@@ -567,7 +599,9 @@ def test_a_killed_process_loses_nothing_that_it_was_told(tmp_path: Path) -> None
         "    print('trained', b.current()[0].number, flush=True)\n"
     )
     for lines in (3, 17, 40):
-        process = subprocess.Popen([sys.executable, "-c", script, tmp_path], stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
         assert process.stdout is not None
         told = [next(process.stdout).split() for _ in range(lines)]
         process.kill()

@@ -84,6 +84,7 @@ class Buffers(RuleBasedStateMachine):
         self.calls: list[tuple[Any, ...]] = []  # answers that workers got, and may act on at any time, or twice
         self.acknowledged: dict[str, str] = {}  # order -> table, of the counting line
         self.line: list[Version] = []
+        self.bound: dict[str, Version] = {}
         self.register(self.epoch)
 
     # ---- what goes on in a buffer; with the cut-off one as well as with the one that counts
@@ -137,6 +138,7 @@ class Buffers(RuleBasedStateMachine):
             digest = f"{order_id}@{version}#{self.made}"
             step = rollouts.add(self.rules_, epoch.state, order_id, version, File(digest, digest), self.now)
             if epoch.do(step) and epoch is self.epoch:
+                assert order_id not in self.acknowledged, "a second table counts"
                 self.acknowledged[order_id] = digest
         elif call[0] == "scores":
             _, reward, order_id, table = call
@@ -254,6 +256,12 @@ class Buffers(RuleBasedStateMachine):
                 assert self.rules_.closed(state, order_id)
 
     @invariant()
+    def bound_is_bound(self) -> None:
+        for order_id, work in self.epoch.state.work.items():
+            if work.version is not None:
+                assert self.bound.setdefault(order_id, work.version) == work.version
+
+    @invariant()
     def weights_that_are_asked_for_are_kept(self) -> None:
         state = self.epoch.state
         for order_id, work in state.work.items():
@@ -296,8 +304,8 @@ def finish(world: Buffers) -> None:
 
 TestBuffers = Buffers.TestCase
 TestBuffers.settings = settings(
-    max_examples=60,
-    stateful_step_count=50,
+    max_examples=80,
+    stateful_step_count=40,
     derandomize=True,
     deadline=None,
     database=None,

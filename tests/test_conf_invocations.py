@@ -159,7 +159,7 @@ def test_a_bad_prompt_file_is_named_in_one_sentence(content: bytes, says: str, t
     ("words", "resources", "says"),
     [
         (["learner.num_cpus=2"], TWO_CORES, "has 2 CPUs, but one actor of each role needs 2.75"),
-        (["rewards.a.path=compressibility", "rewards.a.num_cpus=1"], TWO_CORES, "a a reward 1"),
+        (["rewards.a.path=compressibility", "rewards.a.num_cpus=1"], TWO_CORES, "reward a 1"),
         (["rewards.compressibility.num_gpus=1"], {"CPU": 8.0, "GPU": 2.0}, "has 2 GPUs, but one actor of each"),
         ([], {}, "has 0 CPUs"),
     ],

@@ -103,7 +103,7 @@ def test_every_setting_is_compared_unless_it_is_listed(run_dir: Path) -> None:
 
 
 def test_the_same_prompts_may_come_from_elsewhere(run_dir: Path) -> None:
-    again(run_dir, f"prompts.file={run_dir / 'prompts.txt'}")
+    again(run_dir, "prompts.list=null", f"prompts.file={run_dir / 'prompts.txt'}")
 
 
 def test_a_removed_reward_is_refused(run_dir: Path) -> None:

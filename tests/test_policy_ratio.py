@@ -58,7 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     policy = Policy.load(ModelConfig(str(folder / "pipeline")), SamplingConfig(steps=STEPS), 0, "cpu", trainable=False)
     generator = torch.Generator().manual_seed(0)
     lora_state = {
-        name: value + 0.3 * torch.randn(value.shape, generator=generator) for name, value in policy.lora_state().items()
+        name: value + 0.1 * torch.randn(value.shape, generator=generator) for name, value in policy.lora_state().items()
     }
     lora.save(lora_state, folder / "lora", LoraConfig())
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

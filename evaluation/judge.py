@@ -1,0 +1,78 @@
+"""What Emoji World's classifier, which no reward ever uses, sees in a run's evaluation pictures before and after.
+
+    python -m evaluation.judge runs/compressibility [runs/another ...] [--picture before_after.png]
+
+Prints a Markdown row a run. A reward that was won by pictures which no longer show their prompts is seen here.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from conf.load import from_file
+from emoji_world.classifier import Accuracy, accuracy
+from evaluation.grids import grid
+from evaluation.summary import Comparison, compare, read_evaluations
+from policy import lora
+from policy.policy import Policy
+from policy.rollout import rollout
+
+HEAD = (
+    "| run | batches | before: mean ± std | after: mean ± std | gain in base stds ± standard error "
+    "| animal | number | setting | all three |\n|---|---|---|---|---|---|---|---|---|"
+)
+SHOWN = 8  # pairs in the picture
+
+
+def pictures(run_dir: Path, after: bool) -> tuple[list[str], np.ndarray]:
+    """Prompts and pictures, uint8 [n, H, W, 3], of a run's evaluation pairs, rolled out again: by the base model, or
+    with the run's LoRA."""
+    config = from_file(run_dir / "config.yaml")
+    rows = next(iter(read_evaluations(run_dir).values()))
+    prompts, seeds = rows["prompt"].to_pylist(), rows["seed"].to_pylist()
+    policy = Policy.load(config.model, config.sampling, config.run.seed, "cpu", trainable=False)
+    if after:
+        policy.load_lora_state(lora.load(run_dir / "lora", config.model.lora))
+    size = config.buffer.order_size
+    chunks = [slice(start, start + size) for start in range(0, len(prompts), size)]
+    return prompts, np.concatenate([rollout(policy, prompts[chunk], seeds[chunk]).images for chunk in chunks])
+
+
+def row(run_dir: Path, change: Comparison, before: Accuracy, after: Accuracy) -> str:
+    """One run's line of the Markdown table; shares as per cent, before → after."""
+    shares = [
+        f"{getattr(before, name):.0%} → {getattr(after, name):.0%}"
+        for name in ("animal", "number", "setting", "all_three")
+    ]
+    cells = [
+        run_dir.name,
+        str(change.after),
+        f"{change.before_mean:.3f} ± {change.before_std:.3f}",
+        f"{change.after_mean:.3f} ± {change.after_std:.3f}",
+        f"{change.gain:+.2f} ± {change.standard_error / change.before_std:.2f}",
+        *shares,
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--picture", type=Path, help="where to draw the first run's first pairs, before over after")
+    args = parser.parse_args()
+    print(HEAD)
+    for index, run_dir in enumerate(args.runs):
+        prompts, before = pictures(run_dir, after=False)
+        _, after = pictures(run_dir, after=True)
+        change = compare(run_dir)
+        if change is None:
+            parser.error(f"{run_dir} has no two evaluations to compare")
+        print(row(run_dir, change, accuracy(before, prompts), accuracy(after, prompts)), flush=True)
+        if args.picture and index == 0:
+            shown = np.concatenate([before[:SHOWN], after[:SHOWN]])
+            grid(shown, [*prompts[:SHOWN], *[""] * SHOWN], columns=SHOWN).save(args.picture, optimize=True)
+
+
+if __name__ == "__main__":
+    main()
