@@ -118,15 +118,16 @@ class BufferActor:
         """The news, after `wait_s` seconds or as soon as something changes."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.changed.wait(), wait_s)
+        status = self.buffer.status()
         return News(
             epoch=self.buffer.epoch,
             stop=self.stop,
             finished=self.buffer.finished,
             to_publish=self.buffer.to_publish(),
             served=self.buffer.served(),
-            evaluations=sorted(self.buffer.evaluations()),
+            evaluations=status["evaluations_finished"],
             overdue=self.buffer.overdue(),
-            status=self.buffer.status(),
+            status=status,
             seconds=self.seconds,
         )
 

@@ -15,29 +15,17 @@ from evaluation.run_files import RunFiles, series
 from evaluation.summary import Comparison, by_prompt, compare_tables, curve, reward_names
 from evaluation.svg import Curve, chart, number
 
-# Curves with a title and a sentence of their own, by the first of the keys that the metrics have; the rest follow.
-PANELS: tuple[tuple[str, tuple[str, ...], str], ...] = (
-    (
-        "KL to the base model",
-        ("kl_to_base", "kl/base"),
-        "How far the finetuned sampler has moved, in nats a trajectory.",
-    ),
-    ("Clipped", ("clip_fraction",), "Share of (trajectory, step) pairs whose ratio left the clip range."),
-    ("Log-prob gap", ("log_prob_gap", "ratio/max_abs_log"), "Largest |log ratio| before the first update; 0 is right."),
-    (
-        "Age of the data",
-        ("age_max", "age/max", "age_mean", "age/mean"),
-        "Versions between rollout and training, at most.",
-    ),
-    (
-        "Spread within a prompt",
-        ("reward_std_per_prompt", "reward/std_per_prompt"),
-        "Mean per-prompt std of the reward.",
-    ),
-    ("Pictures per second", ("images_per_s", "trajectories_per_s"), "Rolled out, scored and trained on."),
-    ("Gradient norm", ("grad_norm",), "Before it is clipped."),
+# Curves with a title and a sentence of their own; the other keys of the metrics follow, folded away.
+PANELS: tuple[tuple[str, str, str], ...] = (
+    ("KL to the base model", "kl/base", "How far the finetuned sampler has moved, in nats a trajectory."),
+    ("Clipped", "clip_fraction", "Share of (trajectory, step) pairs whose ratio left the clip range."),
+    ("Log-prob gap", "ratio/gap", "Largest |log ratio| of fresh data before the first update; 0 is right."),
+    ("Age of the data", "age/max", "Versions between rollout and training, at most."),
+    ("Spread within a prompt", "reward/std_per_prompt", "Mean per-prompt std of the reward."),
+    ("Pictures per second", "images_per_s", "Rolled out, scored and trained on."),
+    ("Gradient norm", "grad_norm", "Before it is clipped."),
 )
-MEAN_REWARD = ("reward/mean", "reward_mean")
+MEAN_REWARD = "reward/mean"
 
 
 def headline(run: RunFiles) -> str:
@@ -82,10 +70,9 @@ def cards(run: RunFiles) -> str:
 
 def reward_curve(run: RunFiles) -> str:
     """The reward of training batches and of the evaluation set, and what each single reward did."""
-    key = first_key(run, MEAN_REWARD)
+    batches, values = series(run.batches, MEAN_REWARD)
     curves = [Curve("evaluation set", *_evaluation_curve(run, "reward"), kind="points", errors=_errors(run, "reward"))]
-    if key:
-        batches, values = series(run.batches, key)
+    if batches:
         curves.append(Curve("training batch", batches, values, kind="faint"))
     base = curve(run.evaluations)
     baseline = base[0].mean if base and base[0].version == 0 else None
@@ -93,21 +80,16 @@ def reward_curve(run: RunFiles) -> str:
     if not drawing:
         return ""
     legend = '<p class="legend"><span class="c0">● evaluation set, mean ± standard error</span>'
-    legend += '<span class="c1">— training batches</span>' if key else ""
+    legend += '<span class="c1">— training batches</span>' if batches else ""
     legend += "<span>┄ base model</span>" if baseline is not None else ""
     return f"<section><h2>Reward</h2>{legend}</p>{drawing}{_comparison_table(run)}</section>"
 
 
 def curves(run: RunFiles) -> str:
     """Small charts of every key in the metrics: those that need a sentence first, the others folded away."""
-    shown: list[str] = []
-    used = {"batch", "time", *MEAN_REWARD}
-    for title, keys, sentence in PANELS:
-        key = first_key(run, keys)
-        used |= set(keys)
-        if key:
-            shown.append(_small(run, key, title, sentence))
-    others = sorted({key for row in run.batches for key in row} - used)
+    keys = {key for row in run.batches for key in row} - {"batch", "time", MEAN_REWARD}
+    shown = [_small(run, key, title, sentence) for title, key, sentence in PANELS if key in keys]
+    others = sorted(keys - {key for _, key, _ in PANELS})
     rest = "".join(_small(run, key, key, "") for key in others)
     if not shown and not rest:
         return ""
@@ -192,10 +174,6 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     heading = "<tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in head) + "</tr>" if head else ""
     body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<div class="scroll"><table>{heading}{body}</table></div>'
-
-
-def first_key(run: RunFiles, keys: Sequence[str]) -> str | None:
-    return next((key for key in keys if any(key in row for row in run.batches)), None)
 
 
 def signed(value: float) -> str:
