@@ -83,6 +83,7 @@ class Display:
         facts = Table.grid(padding=(0, 2))
         facts.add_column(style="dim")
         facts.add_column()
+        facts.add_row("", ProgressBar(total=self.batches, completed=now.trained, width=60))
         facts.add_row("batches", f"{now.trained} of {self.batches}, {_duration(_seconds_left(now, self.batches))} left")
         if now.rows:
             row = now.rows[-1]

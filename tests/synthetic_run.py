@@ -1,6 +1,7 @@
 """A run folder as a finished run leaves it, made up: for tests of what reads run folders."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -79,5 +80,5 @@ def synthetic_run(folder: Path, batches: int = 40) -> Path:
         "learner-0": {"updating": 180.0, "waiting for batches": 270.0},
         "reward-compressibility-0": {"scoring": 5.0, "waiting for pictures": 445.0},
     }
-    record_sitting(run_dir, epoch=1, started=1.7e9, seconds=seconds, restarts=1)
+    record_sitting(run_dir, epoch=1, started=time.time() - 450.0, seconds=seconds, restarts=1)
     return run_dir
