@@ -2,9 +2,11 @@
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -21,23 +23,25 @@ def cluster(config: Config) -> Iterator[dict[str, float]]:
 
     Raises UserError when there is no cluster at that address.
     """
-    # Actors on this machine import from the checkout and from where the user stands (their own rewards); to other
-    # machines the same code travels as Ray's working directory.
-    paths = os.pathsep.join([str(ROOT), str(Path.cwd())])
-    local = config.ray.address is None
-    runtime_env = {"env_vars": {"PYTHONPATH": paths}} if local else {"working_dir": str(ROOT), "excludes": NOT_SHIPPED}
+    address = config.ray.address
+    if address is None:
+        # Actors import from the checkout and from where the user stands (their own rewards).
+        paths = [str(ROOT), str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])]
+        where: dict[str, Any] = {
+            "address": "local",
+            "include_dashboard": config.ray.dashboard,
+            "_temp_dir": config.ray.temp_dir,
+            "runtime_env": {"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}},
+        }
+    else:
+        where = {"address": address, "runtime_env": {"working_dir": str(ROOT), "excludes": NOT_SHIPPED}}
     try:
-        ray.init(
-            address="local" if local else config.ray.address,
-            include_dashboard=config.ray.dashboard if local else None,
-            _temp_dir=config.ray.temp_dir if local else None,
-            runtime_env=runtime_env,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-        )
+        if address is not None and address != "auto":
+            _knock(address)
+        ray.init(**where, logging_level=logging.ERROR, log_to_driver=False)
     except ConnectionError as error:
         raise UserError(
-            f"no Ray cluster answers at ray.address={config.ray.address}: start one (`ray up cluster.yaml`), "
+            f"no Ray cluster answers at ray.address={address}: start one (`ray start --head`), "
             "or leave ray.address out to run on this machine"
         ) from error
     except Exception as error:  # a bare Exception is what Ray raises when its processes do not come up in time
@@ -47,3 +51,12 @@ def cluster(config: Config) -> Iterator[dict[str, float]]:
         yield ray.cluster_resources()
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raises ConnectionError unless somebody listens at host:port. Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise ConnectionError(address) from error

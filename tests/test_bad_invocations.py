@@ -62,7 +62,7 @@ def test_settings(words: list[str], says: str, inside: Path, capsys: pytest.Capt
         (["run.name=done", "run.batches=4", "run.seed=7"], "run.seed: 0 -> 7"),
         (["run.name=done", "run.batches=4", "prompts.list=[a cat]"], "prompt 2"),
         (["run.name=done", "run.batches=1"], "run.batches=1 is less than"),
-        (["prompts.file=empty.txt"], "empty.txt"),
+        (["prompts.list=null", "prompts.file=empty.txt"], "empty.txt"),
         (["run.dir=tiny/model_index.json"], "run.dir"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

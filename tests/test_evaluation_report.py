@@ -24,7 +24,7 @@ from evaluation.summary import compare
 from evaluation.svg import Curve, chart, number, ticks
 from tests.synthetic_run import synthetic_run
 
-VOID = {"meta", "img", "input", "br", "line", "circle", "polyline"}
+VOID = {"meta", "img", "input", "br"}
 
 
 class Balanced(HTMLParser):
