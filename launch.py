@@ -95,8 +95,8 @@ def in_words(change: Comparison | None) -> str:
         return "finished; no evaluation to compare"
     return (
         f"finished: over {change.count} fixed pairs of prompt and seed the mean reward went from "
-        f"{change.before_mean:.4f} to {change.after_mean:.4f}, {change.gain:+.2f} standard deviations of the base "
-        f"model's rewards (standard error {change.standard_error / change.before_std:.2f})"
+        f"{change.before_mean:.4f} to {change.after_mean:.4f}, by {change.difference:+.4f} with a standard error of "
+        f"{change.standard_error:.4f}: {change.gain:+.2f} standard deviations of the base model's rewards"
     )
 
 

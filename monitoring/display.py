@@ -74,8 +74,9 @@ class Display:
     def _line(self, row: dict[str, float], now: Snapshot) -> str:
         return (
             f"batch {int(row['batch']) + 1}/{self.batches}  reward {row['reward/mean']:.4f} ± {row['reward/std']:.4f}  "
-            f"{row.get('images_per_s', 0.0):.1f} images/s  age {row['age/max']:.0f}  "
-            f"ratio gap {row['ratio/gap']:.1e}  clipped {row['clip_fraction']:.1%}  KL {row['kl/base']:.3g}  "
+            f"{_shown(row, 'images_per_s', '.1f')} images/s  age {row['age/max']:.0f}  "
+            f"ratio gap {_shown(row, 'ratio/gap', '.1e')}  clipped {_shown(row, 'clip_fraction', '.1%')}  "
+            f"KL {_shown(row, 'kl/base', '.3g')}  "
             f"set aside {now.set_aside}  restarts {now.restarts}  left {_duration(_seconds_left(now, self.batches))}"
         )
 
@@ -89,10 +90,11 @@ class Display:
             row = now.rows[-1]
             rewards = [past["reward/mean"] for past in now.rows]
             facts.add_row("reward", f"{rewards[-1]:.4f} ± {row['reward/std']:.4f}   {sparkline(rewards)}")
-            facts.add_row("images/s", f"{row.get('images_per_s', 0.0):.1f}")
+            facts.add_row("images/s", _shown(row, "images_per_s", ".1f"))
             facts.add_row("age", f"mean {row['age/mean']:.2f}, at most {row['age/max']:.0f} versions")
-            facts.add_row("ratio", f"gap before the update {row['ratio/gap']:.1e}, clipped {row['clip_fraction']:.1%}")
-            facts.add_row("KL to base", f"{row['kl/base']:.4g} nats a trajectory")
+            gap, clipped = _shown(row, "ratio/gap", ".1e"), _shown(row, "clip_fraction", ".1%")
+            facts.add_row("ratio", f"gap before the update {gap}, clipped {clipped}")
+            facts.add_row("KL to base", f"{_shown(row, 'kl/base', '.4g')} nats a trajectory")
         for version, mean in sorted(now.evaluations.items())[-3:]:
             facts.add_row(f"evaluation at {version}", f"{mean:.4f}")
         facts.add_row("orders", ", ".join(f"{count} {state}" for state, count in sorted(now.orders.items())) or "none")
@@ -112,6 +114,11 @@ def sparkline(values: list[float], width: int = 32) -> str:
     low, high = min(values), max(values)
     blocks = "▁▂▃▄▅▆▇█"
     return "".join(blocks[int((value - low) / (high - low or 1.0) * (len(blocks) - 1))] for value in values)
+
+
+def _shown(row: dict[str, float], key: str, form: str) -> str:
+    """A number that not every batch has: there is no gap without fresh data, no speed before the second batch."""
+    return format(row[key], form) if key in row else "–"
 
 
 def _seconds_left(now: Snapshot, batches: int) -> float | None:

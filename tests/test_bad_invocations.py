@@ -121,7 +121,7 @@ def test_a_corrupt_recovery_point(file: str, inside: Path, tmp_path: Path) -> No
 
 
 def test_a_second_driver_on_a_run_under_way(inside: Path, tmp_path: Path) -> None:
-    arguments = command("run.name=busy", f"run.dir={tmp_path}", "run.batches=50")
+    arguments = command("run.name=busy", f"run.dir={tmp_path}", "run.batches=5000")
     with launched(*arguments, cwd=inside) as first:
         for line in first.lines():
             if line.startswith("batch 1/"):

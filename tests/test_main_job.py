@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from buffer.schema import tensors_of
 from tests.pipelines import sd15_layout, tiny_pipeline
-from tests.running import SMALL, launch, launched
+from tests.running import ROOT, SMALL, launch, launched
 
 TIMES = {"claimed", "rolled_out", "scored", "trained"}
 
@@ -121,8 +121,8 @@ def test_any_number_of_samplers_gives_the_same_weights(
     "fault",
     [
         pytest.param("policy.rollout:rollout:15", id="during rollout"),
-        pytest.param("rewards.scoring:score_order:15", id="during scoring"),
-        pytest.param("learner.update:optimizer_step:8", id="between two optimizer steps of a batch"),
+        pytest.param("rewards.base:score_order:15", id="during scoring"),
+        pytest.param("learner.update:Updater._optimizer_step:8", id="between two optimizer steps of a batch"),
         pytest.param("buffer.store:write_batch:4", id="between the recovery point and its registration"),
     ],
 )
@@ -149,7 +149,7 @@ def test_ctrl_c_stops_with_a_recovery_point_and_the_same_command_goes_on(
                 break
         run.process.send_signal(signal.SIGINT)
         output, errors = run.process.communicate(timeout=60)
-    assert run.process.returncode == 0, errors
+    assert run.process.returncode == 0, (output, errors)
     assert "goes on" in output
     assert len(trajectories(tmp_path / "runs" / "run")) < 6 * 8
     done = launch(*command, cwd=tmp_path)
@@ -184,17 +184,10 @@ def test_the_main_job_runs_on_the_layout_of_stable_diffusion_1_5(tmp_path: Path)
 
 
 def test_the_shipped_model_trains_asynchronously_and_never_on_older_data_than_the_bound(tmp_path: Path) -> None:
-    done = launch(
-        "compressibility",
-        *SMALL[1:],
-        "run.name=run",
-        "run.batches=6",
-        "buffer.max_staleness=2",
-        "samplers.count=2",
-        cwd=tmp_path,
-    )
+    settings = ["run.name=run", f"run.dir={tmp_path}", "run.batches=6", "buffer.max_staleness=2", "samplers.count=2"]
+    done = launch("compressibility", *SMALL[1:], *settings, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    rows = trajectories(tmp_path / "runs" / "run")
+    rows = trajectories(tmp_path / "run")
     assert len(rows) == 6 * 8
     assert max(row["age"] for row in rows) <= 2
     assert all(row["age"] == row["batch"] - row["policy_version"] for row in rows)
@@ -267,7 +260,7 @@ def test_a_damaged_tensor_file_is_rolled_out_again_with_the_same_result(
 ) -> None:
     """Acknowledged, then truncated while nobody looked: a run killed in training has a batch of such files."""
     command = small(model, "run", "run.batches=6")
-    with launched(*command, cwd=tmp_path, fault="learner.update:optimizer_step:8") as run:
+    with launched(*command, cwd=tmp_path, fault="learner.update:Updater._optimizer_step:8") as run:
         run.wait_for_fault()
         run.kill()
     victim = next((tmp_path / "runs" / "run" / "tensors").glob("b00003.01.e*.arrow"))

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from rich.console import Console
 
 from monitoring.display import Display, Snapshot, sparkline
@@ -79,6 +80,14 @@ def test_without_a_terminal_every_batch_and_every_note_is_one_line_once() -> Non
     assert sum("died" in line for line in lines) == 1
     assert sum(line.startswith("evaluation at version 0") for line in lines) == 1
     assert "\x1b" not in "".join(lines)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_batch_without_fresh_data_has_no_gap_to_show(terminal: bool) -> None:
+    now = snapshot(1, [])
+    for key in ("ratio/gap", "clip_fraction", "kl/base", "images_per_s"):
+        del now.rows[0][key]
+    assert "–" in shown(terminal, now)
 
 
 def test_in_a_terminal_there_is_a_panel() -> None:
