@@ -52,10 +52,13 @@ class Launched:
             time.sleep(0.05)
         return int(self.mark.read_text())
 
-    def lines(self) -> Iterator[str]:
-        """What it prints, as it prints it."""
+    def wait_for_line(self, start: str) -> None:
+        """Until it prints a line that begins so."""
         assert self.process.stdout is not None
-        yield from self.process.stdout
+        for line in self.process.stdout:
+            if line.startswith(start):
+                return
+        raise AssertionError(f"the run ended without a line {start}...: {self.process.communicate()}")
 
     def kill(self) -> None:
         """SIGKILL to the driver; Ray ends all else, which is waited for."""

@@ -123,9 +123,7 @@ def test_a_corrupt_recovery_point(file: str, inside: Path, tmp_path: Path) -> No
 def test_a_second_driver_on_a_run_under_way(inside: Path, tmp_path: Path) -> None:
     arguments = command("run.name=busy", f"run.dir={tmp_path}", "run.batches=5000")
     with launched(*arguments, cwd=inside) as first:
-        for line in first.lines():
-            if line.startswith("batch 1/"):
-                break
+        first.wait_for_line("batch 1/")
         second = run_launch(*arguments, cwd=inside)
         assert_one_sentence(second.returncode, second.stdout, second.stderr, "in use by another driver")
         assert str(first.process.pid) in second.stderr

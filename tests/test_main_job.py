@@ -144,9 +144,7 @@ def test_ctrl_c_stops_with_a_recovery_point_and_the_same_command_goes_on(
 ) -> None:
     command = small(model, "run", "run.batches=6")
     with launched(*command, cwd=tmp_path) as run:
-        for line in run.lines():
-            if line.startswith("batch 2/"):
-                break
+        run.wait_for_line("batch 2/")
         run.process.send_signal(signal.SIGINT)
         output, errors = run.process.communicate(timeout=60)
     assert run.process.returncode == 0, (output, errors)
@@ -242,9 +240,8 @@ def test_a_reward_that_begins_to_fail_stops_the_run_which_goes_on_after_it_is_me
     )
     command = small(model, "run", "run.batches=6", *user_reward(tmp_path, failing))
     with launched(*command, cwd=tmp_path) as run:
-        for line in run.lines():
-            if line.startswith("batch 2/"):
-                (tmp_path / "broken").touch()
+        run.wait_for_line("batch 2/")
+        (tmp_path / "broken").touch()
         _, errors = run.process.communicate(timeout=60)
     assert run.process.returncode == 2
     assert "the service is away" in errors and "max_failed_share" in errors and "Traceback" not in errors
