@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from buffer.schema import tensors_of
 from tests.pipelines import sd15_layout, tiny_pipeline
-from tests.running import ROOT, SMALL, launch, launched
+from tests.running import ROOT, SMALL, TIMEOUT_S, launch, launched
 
 TIMES = {"claimed", "rolled_out", "scored", "trained"}
 
@@ -146,7 +146,7 @@ def test_ctrl_c_stops_with_a_recovery_point_and_the_same_command_goes_on(
     with launched(*command, cwd=tmp_path) as run:
         run.wait_for_line("batch 2/")
         run.process.send_signal(signal.SIGINT)
-        output, errors = run.process.communicate(timeout=60)
+        output, errors = run.process.communicate(timeout=TIMEOUT_S)
     assert run.process.returncode == 0, (output, errors)
     assert "goes on" in output
     assert len(trajectories(tmp_path / "runs" / "run")) < 6 * 8
@@ -242,7 +242,7 @@ def test_a_reward_that_begins_to_fail_stops_the_run_which_goes_on_after_it_is_me
     with launched(*command, cwd=tmp_path) as run:
         run.wait_for_line("batch 2/")
         (tmp_path / "broken").touch()
-        _, errors = run.process.communicate(timeout=60)
+        _, errors = run.process.communicate(timeout=TIMEOUT_S)
     assert run.process.returncode == 2
     assert "the service is away" in errors and "max_failed_share" in errors and "Traceback" not in errors
     (tmp_path / "broken").unlink()
