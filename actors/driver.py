@@ -34,7 +34,6 @@ from conf.errors import UserError
 from conf.schema import Config
 from evaluation.grids import save_grid
 from evaluation.record import record_sitting
-from evaluation.run_files import read_metrics
 from learner import recovery
 from monitoring.display import Snapshot
 from monitoring.metrics import MetricsLog
@@ -121,7 +120,7 @@ class Driver:
 
     def snapshot(self, news: News) -> Snapshot:
         """What the display shows of `news`."""
-        rows = read_metrics(self.log.path)
+        rows = self.log.rows
         return Snapshot(
             trained=news.status["trained_batches"],
             rows=[row for row in rows if "batch" in row],

@@ -7,7 +7,6 @@ python -m emoji_world.evaluate
 
 import argparse
 import json
-import platform
 from collections import Counter
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from emoji_world.pretrain_unet import WEIGHTS
 from emoji_world.pretrain_vae import to_model
 from emoji_world.scenes import all_scenes, caption, parse
 from emoji_world.train_classifier import unseen
+from evaluation.machine import machine_info
 
 DOCS = Path("docs/images")
 GRID_PROMPTS = (
@@ -66,12 +66,6 @@ def save_grid(images: np.ndarray, columns: int, path: Path, scale: int = 2) -> N
     grid.resize((grid.width * scale, grid.height * scale), Image.Resampling.NEAREST).save(path)
 
 
-def cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=500)
@@ -81,7 +75,7 @@ if __name__ == "__main__":
     args = parser.parse_args()
     pipe = StableDiffusionPipeline.from_pretrained(WEIGHTS, torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
-    print(json.dumps({**vars(args), "cpu": cpu_model()}))
+    print(json.dumps({**vars(args), "cpu": machine_info()["cpu"]}))
     rendered, captions = unseen(args.count, args.seed)
     rebuilt = rebuild(pipe.vae, rendered)
     print("rendered:", accuracy(rendered, captions))

@@ -19,12 +19,13 @@ class MetricsLog:
 
     def __init__(self, run_dir: Path, trained: int) -> None:
         self.path = run_dir / "metrics.jsonl"
-        rows = [row for row in read_metrics(self.path) if row.get("batch", row.get("version", 0) - 1) < trained]
+        rows = read_metrics(self.path)
+        self.rows = [row for row in rows if row.get("batch", row.get("version", 0) - 1) < trained]
         temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
         temporary.replace(self.path)
-        self.batches = {row["batch"] for row in rows if "batch" in row}
-        self.versions = {row["version"] for row in rows if "version" in row}
+        self.batches = {row["batch"] for row in self.rows if "batch" in row}
+        self.versions = {row["version"] for row in self.rows if "version" in row}
         self.last = 0.0  # when the last row of this start was written
         self.writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=trained)
 
@@ -46,6 +47,7 @@ class MetricsLog:
         self.writer.close()
 
     def _append(self, row: dict[str, float], step: int) -> None:
+        self.rows.append(row)
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
             file.flush()

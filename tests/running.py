@@ -20,6 +20,7 @@ TIMEOUT_S = 240.0
 SMALL = [
     "prompts.list=[a cat,two dogs,a horse on the beach]",
     "sampling.steps=4",
+    "sampling.guidance=3",
     "buffer.batch_size=8",
     "buffer.order_size=2",
     "evaluation.count=4",
@@ -59,6 +60,16 @@ class Launched:
             if line.startswith(start):
                 return
         raise AssertionError(f"the run ended without a line {start}...: {self.process.communicate()}")
+
+    def actor(self, kind: str) -> int:
+        """The process id of the run's only actor of this class."""
+        raylets = _processes(self.mark.parent)
+        (found,) = [
+            pid
+            for pid in _processes(f"ray::{kind}")
+            if int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1]) in raylets
+        ]
+        return found
 
     def kill(self) -> None:
         """SIGKILL to the driver; Ray ends all else, which is waited for."""
@@ -109,12 +120,12 @@ def wait_for_ray_to_end(temp: Path) -> None:
         time.sleep(0.2)
 
 
-def _processes(temp: Path) -> list[int]:
-    """Ids of processes with `temp` on their command line."""
+def _processes(text: Path | str) -> list[int]:
+    """Ids of processes with `text` on their command line."""
     found = []
     for entry in Path("/proc").iterdir():
         try:
-            if entry.name.isdigit() and str(temp).encode() in (entry / "cmdline").read_bytes():
+            if entry.name.isdigit() and str(text).encode() in (entry / "cmdline").read_bytes():
                 found.append(int(entry.name))
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue  # it ended while we looked

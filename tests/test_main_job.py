@@ -1,6 +1,7 @@
 """The main job end to end, as a user runs it: `launch.py` in a process of its own, Ray and all, on small models."""
 
 import json
+import resource
 import signal
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,22 @@ def test_ctrl_c_stops_with_a_recovery_point_and_the_same_command_goes_on(
     assert run.process.returncode == 0, (output, errors)
     assert "goes on" in output
     assert len(trajectories(tmp_path / "runs" / "run")) < 6 * 8
+    done = launch(*command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(undisturbed, tmp_path / "runs" / "run")
+
+
+def test_a_full_disk_stops_the_run_which_goes_on_when_there_is_space(
+    model: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """The system lets the buffer write no file beyond 1,000 bytes, which is what a full disk or quota does to it."""
+    command = small(model, "run", "run.batches=6")
+    with launched(*command, cwd=tmp_path) as run:
+        run.wait_for_line("batch 2/")
+        resource.prlimit(run.actor("BufferActor"), resource.RLIMIT_FSIZE, (1000, 1000))
+        output, errors = run.process.communicate(timeout=TIMEOUT_S)
+    assert run.process.returncode == 2, (output, errors)
+    assert "is full" in errors and "free some space" in errors and "Traceback" not in errors + output
     done = launch(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert_same_run(undisturbed, tmp_path / "runs" / "run")
