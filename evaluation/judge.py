@@ -6,12 +6,13 @@ Prints a Markdown row a run. A reward that was won by pictures which no longer s
 """
 
 import argparse
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 from conf.load import from_file
-from emoji_world.classifier import Accuracy, accuracy
+from emoji_world.classifier import accuracy, classify
 from evaluation.grids import grid
 from evaluation.summary import Comparison, compare, read_evaluations
 from policy import lora
@@ -20,7 +21,7 @@ from policy.rollout import rollout
 
 HEAD = (
     "| run | batches | before: mean ± std | after: mean ± std | gain in base stds ± standard error "
-    "| animal | number | setting | all three |\n|---|---|---|---|---|---|---|---|---|"
+    "| animal | number | setting | all three | commonest setting |\n|---|---|---|---|---|---|---|---|---|---|"
 )
 SHOWN = 8  # pairs in the picture
 
@@ -39,11 +40,11 @@ def pictures(run_dir: Path, after: bool) -> tuple[list[str], np.ndarray]:
     return prompts, np.concatenate([rollout(policy, prompts[chunk], seeds[chunk]).images for chunk in chunks])
 
 
-def row(run_dir: Path, change: Comparison, before: Accuracy, after: Accuracy) -> str:
-    """One run's line of the Markdown table; shares as per cent, before → after."""
+def row(run_dir: Path, change: Comparison, prompts: list[str], before: np.ndarray, after: np.ndarray) -> str:
+    """One run's line of the Markdown table, from its pictures before and after; shares as per cent."""
+    judged = [accuracy(images, prompts) for images in (before, after)]
     shares = [
-        f"{getattr(before, name):.0%} → {getattr(after, name):.0%}"
-        for name in ("animal", "number", "setting", "all_three")
+        [f"{getattr(seen, name):.0%}" for seen in judged] for name in ("animal", "number", "setting", "all_three")
     ]
     cells = [
         run_dir.name,
@@ -51,9 +52,15 @@ def row(run_dir: Path, change: Comparison, before: Accuracy, after: Accuracy) ->
         f"{change.before_mean:.3f} ± {change.before_std:.3f}",
         f"{change.after_mean:.3f} ± {change.after_std:.3f}",
         f"{change.gain:+.2f} ± {change.standard_error / change.before_std:.2f}",
-        *shares,
+        *[" → ".join(pair) for pair in [*shares, [commonest_setting(before), commonest_setting(after)]]],
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def commonest_setting(images: np.ndarray) -> str:
+    """The setting seen in most pictures, and in how many of them: where a policy flees to, if it does."""
+    ((setting, count),) = Counter(scene.setting or "none" for scene in classify(images)).most_common(1)
+    return f"{setting} {count / len(images):.0%}"
 
 
 def main() -> None:
@@ -68,7 +75,7 @@ def main() -> None:
         change = compare(run_dir)
         if change is None:
             parser.error(f"{run_dir} has no two evaluations to compare")
-        print(row(run_dir, change, accuracy(before, prompts), accuracy(after, prompts)), flush=True)
+        print(row(run_dir, change, prompts, before, after), flush=True)
         if args.picture and index == 0:
             shown = np.concatenate([before[:SHOWN], after[:SHOWN]])
             grid(shown, [*prompts[:SHOWN], *[""] * SHOWN], columns=SHOWN).save(args.picture, optimize=True)

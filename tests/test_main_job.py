@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from buffer.schema import tensors_of
+from evaluation import judge
 from tests.pipelines import sd15_layout, tiny_pipeline
 from tests.running import ROOT, SMALL, TIMEOUT_S, launch, launched
 
@@ -206,6 +207,11 @@ def test_the_shipped_model_trains_asynchronously_and_never_on_older_data_than_th
     assert len(rows) == 6 * 8
     assert max(row["age"] for row in rows) <= 2
     assert all(row["age"] == row["batch"] - row["policy_version"] for row in rows)
+    prompts, images = judge.pictures(tmp_path / "run", after=True)  # rolled out again, these are the run's own
+    (file,) = (tmp_path / "run" / "evaluation").glob("v00006*")
+    for row, prompt, image in zip(pq.read_table(file).to_pylist(), prompts, images, strict=True):
+        assert row["prompt"] == prompt
+        assert np.abs(stored_picture(tmp_path / "run", row["trajectory_id"]) - image.astype(float)).mean() < 1
 
 
 USER_REWARD = """
