@@ -25,6 +25,7 @@ SMALL = [
     "buffer.order_size=2",
     "evaluation.count=4",
     "evaluation.grid=4",
+    "learner.lr=1e-3",
     "learner.microbatch=5",
     "learner.tracker_min_count=2",
     "samplers.num_cpus=0.2",

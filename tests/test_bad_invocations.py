@@ -58,7 +58,7 @@ def test_settings(words: list[str], says: str, inside: Path, capsys: pytest.Capt
     [
         (["model.path=nowhere/at/all"], "model.path=nowhere/at/all"),
         (["model.path=runs"], "has no model_index.json"),
-        (["run.name=done", "run.batches=4", "learner.lr=0.5"], "learner.lr: 0.003 -> 0.5"),
+        (["run.name=done", "run.batches=4", "learner.lr=0.5"], "learner.lr: 0.001 -> 0.5"),
         (["run.name=done", "run.batches=4", "run.seed=7"], "run.seed: 0 -> 7"),
         (["run.name=done", "run.batches=4", "prompts.list=[a cat]"], "prompt 2"),
         (["run.name=done", "run.batches=1"], "run.batches=1 is less than"),

@@ -16,7 +16,14 @@ from conf.resume import MAY_CHANGE, RunLock, check_resume, flatten, save_config
 from conf.schema import Config
 from conf.settings import settings
 
-BASE = ["compressibility", "rewards.dark.path=my:Dark", "rewards.dark.args.n=1", "prompts.list=[a cat,a dog]"]
+BASE = [
+    "compressibility",
+    "run.batches=40",
+    "learner.lr=1e-3",
+    "rewards.dark.path=my:Dark",
+    "rewards.dark.args.n=1",
+    "prompts.list=[a cat,a dog]",
+]
 
 
 @pytest.fixture
@@ -56,8 +63,8 @@ def test_what_may_change(run_dir: Path, words: list[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["learner.lr=1e-4"], "learner.lr: 0.003 -> 0.0001"),
-        (["learner.lr=1e-4", "run.seed=3"], "run.seed: 0 -> 3; learner.lr: 0.003 -> 0.0001"),
+        (["learner.lr=1e-4"], "learner.lr: 0.001 -> 0.0001"),
+        (["learner.lr=1e-4", "run.seed=3"], "run.seed: 0 -> 3; learner.lr: 0.001 -> 0.0001"),
         (["samplers.threads=1"], "samplers.threads: 2 -> 1"),
         (["learner.betas=[0.8,0.9]"], "learner.betas: (0.9, 0.999) -> (0.8, 0.9)"),
         (["model.variant=fp16"], "model.variant: null -> fp16"),
@@ -107,7 +114,7 @@ def test_the_same_prompts_may_come_from_elsewhere(run_dir: Path) -> None:
 
 
 def test_a_removed_reward_is_refused(run_dir: Path) -> None:
-    config = load(["compressibility", "prompts.list=[a cat,a dog]"])
+    config = load(["compressibility", "run.batches=40", "learner.lr=1e-3", "prompts.list=[a cat,a dog]"])
     with pytest.raises(UserError, match=r"rewards\.dark: my:Dark -> absent"):
         check_resume(run_dir, config, ["a cat", "a dog"])
 
