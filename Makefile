@@ -1,5 +1,6 @@
 # make train     install, then finetune the embedded model (ARGS="key=value ..." changes settings)
 # make test      install, then lint, types and tests
+# make test-slow install, then the tests that take longer: the buffer's protocol searched with two faults
 # make install   a virtual environment in .venv with exactly what requirements.lock names
 # make help      this list, and every setting of a run
 
@@ -10,7 +11,7 @@ VENV := .venv
 # Named by the lock's content, so that an unchanged lock costs nothing and a changed one installs again.
 STAMP := $(VENV)/installed-$(shell cksum < requirements.lock | cut -d' ' -f1)
 
-.PHONY: train test install help
+.PHONY: train test test-slow install help
 .DEFAULT_GOAL := help
 
 train: install
@@ -21,6 +22,9 @@ test: install
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy .
 	$(VENV)/bin/pytest
+
+test-slow: install
+	$(VENV)/bin/pytest -m slow -s
 
 install: $(STAMP)
 

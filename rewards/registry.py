@@ -9,11 +9,13 @@ from typing import Any
 
 from conf.errors import UserError
 from rewards.base import NamedReward, describe
-from rewards.jpeg import JpegCompressibility, JpegIncompressibility
 
-BUILT_IN: dict[str, type] = {
-    "compressibility": JpegCompressibility,
-    "incompressibility": JpegIncompressibility,
+# By import path, too: who wants one reward does not wait for the libraries of all.
+BUILT_IN = {
+    "aesthetic": "rewards.aesthetic:Aesthetic",
+    "clip_score": "rewards.clip_score:ClipScore",
+    "compressibility": "rewards.jpeg:JpegCompressibility",
+    "incompressibility": "rewards.jpeg:JpegIncompressibility",
 }
 
 
@@ -24,7 +26,7 @@ def resolve(name: str, path: str, args: Mapping[str, Any]) -> NamedReward:
     and what to change.
     """
     where = f"rewards.{name}.path={path}"
-    kind = BUILT_IN[path] if path in BUILT_IN else _imported(where, path)
+    kind = _imported(where, BUILT_IN.get(path, path))
     try:
         inspect.signature(kind).bind(**args)
     except (TypeError, ValueError) as error:

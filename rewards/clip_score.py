@@ -1,0 +1,18 @@
+"""How well a picture fits its prompt: the cosine of their CLIP embeddings (Hessel et al. 2021, CLIPScore, unscaled)."""
+
+import numpy as np
+
+from rewards.clip_model import ClipModel
+
+
+class ClipScore:
+    """cos(picture, prompt), in [-1, 1]. The original's 2.5 and its cut at 0 would change no advantage.
+
+    model, pretrained: see `ClipModel`.
+    """
+
+    def __init__(self, model: str = "ViT-L-14", pretrained: str | None = "openai") -> None:
+        self.clip = ClipModel(model, pretrained)
+
+    def __call__(self, images: np.ndarray, prompts: list[str]) -> np.ndarray:
+        return (self.clip.embed_images(images) * self.clip.embed_texts(prompts)).sum(dim=-1).cpu().numpy()
