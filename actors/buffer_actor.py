@@ -31,7 +31,7 @@ class News:
     to_publish: list[tuple[Version, str]]  # versions to publish and their recovery points, oldest first
     served: list[Version]  # versions whose weights somebody may still ask for
     evaluations: list[int]  # versions whose evaluation is complete
-    overdue: list[str]  # workers that outlived their time-out twice
+    overdue: list[str]  # workers to be killed, for what they hold has outlived its time-out
     status: dict[str, Any]
     seconds: dict[str, Seconds]  # of each worker, by occupation
 

@@ -28,11 +28,12 @@ from actors.fleet import Fleet, Place
 from actors.learner_actor import LearnerActor
 from actors.reward_actor import RewardActor
 from actors.sampler_actor import SamplerActor
+from buffer.combination import Combination
 from buffer.errors import RunStopped
 from buffer.orders import Plan, Version
 from conf.errors import UserError
-from conf.schema import Config
-from evaluation.grids import save_grid
+from conf.schema import Combine, Config
+from evaluation.grids import captions_of, save_grid
 from evaluation.record import record_sitting
 from learner import recovery
 from monitoring.display import Snapshot
@@ -109,7 +110,7 @@ class Driver:
         for evaluated in news.evaluations:
             if evaluated not in self.log.versions:
                 self._record_evaluation(evaluated)
-        self.fleet.tend(news.overdue)
+        self.fleet.tend(news.overdue, news.seconds)
         if news.stop:
             raise RunStopped(news.stop)
         return news
@@ -159,7 +160,7 @@ class Driver:
     def _record_evaluation(self, version: int) -> None:
         rows, pictures = call(self.buffer.evaluation, version, self.config.evaluation.grid)
         if pictures is not None:
-            captions = rows["prompt"].to_pylist()[: len(pictures)]
+            captions = captions_of(rows, tuple(self.config.rewards))[: len(pictures)]
             save_grid(self.run_dir / "samples" / f"v{version:05d}.png", pictures, captions)
         scores = rows["reward"].drop_null().to_numpy()
         self.log.add_evaluation(version, {"reward/mean": float(scores.mean()), "reward/std": float(scores.std())})
@@ -167,7 +168,7 @@ class Driver:
     def _buffer_settings(self) -> dict[str, Any]:
         config = self.config
         return {
-            "rewards": {name: reward.weight for name, reward in config.rewards.items()},
+            "combination": combination(config),
             "batches": config.run.batches,
             "max_staleness": config.buffer.max_staleness,
             "keep_batches": config.buffer.keep_batches,
@@ -202,6 +203,14 @@ def _remote(kind: type, num_cpus: float = 0, num_gpus: float = 0, max_restarts: 
 def evaluated_versions(config: Config) -> tuple[int, ...]:
     """Version 0, every `evaluation.every`-th and the last."""
     return tuple(sorted({*range(0, config.run.batches, config.evaluation.every), config.run.batches}))
+
+
+def combination(config: Config) -> Combination:
+    """How the run's rewards become one."""
+    weights = {name: reward.weight for name, reward in config.rewards.items()}
+    if config.combine is Combine.sum:
+        return Combination(weights)
+    return Combination(weights, {name: reward.range for name, reward in config.rewards.items() if reward.range})
 
 
 def _waiting_share(seconds: dict[str, float]) -> float:

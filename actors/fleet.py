@@ -1,7 +1,7 @@
 """The fleet: which actors there are, who died, and when to start the next in its place."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 import ray
@@ -14,7 +14,7 @@ from conf.errors import UserError
 FIRST_DELAY_S = 1.0
 LONGEST_DELAY_S = 60.0
 HEALTHY_S = 60.0  # a worker that lived so long starts its place's delay anew
-MOST_FAILED_STARTS = 5  # in a row, of one place: then something is wrong that a restart does not mend
+MOST_FAILED_STARTS = 5  # in a row, of one place, without once asking for work: no restart mends that
 
 
 @dataclass
@@ -28,7 +28,8 @@ class Place:
     incarnation: int = 0
     started_at: float = 0.0
     restart_at: float = 0.0
-    failed_starts: int = 0
+    short_lives: int = 0  # in a row
+    failed_starts: int = 0  # in a row
 
     @property
     def worker(self) -> str:
@@ -37,7 +38,7 @@ class Place:
 
     @property
     def delay_s(self) -> float:
-        return float(min(LONGEST_DELAY_S, FIRST_DELAY_S * 2 ** (self.failed_starts - 1)))
+        return float(min(LONGEST_DELAY_S, FIRST_DELAY_S * 2 ** (self.short_lives - 1)))
 
 
 @dataclass
@@ -55,16 +56,17 @@ class Fleet:
         self.restarts[place.name] = 0
         self._start(place, actor)
 
-    def tend(self, overdue: list[str]) -> None:
+    def tend(self, overdue: Collection[str], heard: Collection[str]) -> None:
         """Kills who is overdue, tells the buffer who died, and starts others in their places when it is time.
 
-        Raises UserError when one place fails to start again and again.
+        heard: the workers that ever asked for work. Who dies of his work is the buffer's to judge (PROTOCOL.md 7);
+        raises UserError when one place dies again and again before it asks for any.
         """
         for place in self.places:
             if place.actor is not None and place.worker in overdue:
                 ray.kill(place.actor, no_restart=True)
             if place.actor is not None and (cause := self._death(place)):
-                self._bury(place, place.actor, cause)
+                self._bury(place, place.actor, cause, place.worker in heard)
             if place.actor is None and time.monotonic() >= place.restart_at:
                 self.restarts[place.name] += 1
                 place.incarnation += 1
@@ -96,16 +98,17 @@ class Fleet:
             return str(error).strip().splitlines()[0]
         return "it ended by itself"
 
-    def _bury(self, place: Place, actor: ActorHandle, cause: str) -> None:
+    def _bury(self, place: Place, actor: ActorHandle, cause: str, started: bool) -> None:
         ray.kill(actor, no_restart=True)
         ray.get(self.buffer.worker_died.remote(place.worker))
         healthy = time.monotonic() - place.started_at >= HEALTHY_S
-        place.failed_starts = 1 if healthy else place.failed_starts + 1
+        place.short_lives = 1 if healthy else place.short_lives + 1
+        place.failed_starts = 0 if started else place.failed_starts + 1
         self.deaths.append(f"{place.worker} died ({cause}); another takes its place in {place.delay_s:.0f} s")
         if place.failed_starts >= MOST_FAILED_STARTS:
             raise UserError(
-                f"{place.name} died {place.failed_starts} times in a row within {HEALTHY_S:.0f} s of its start; "
-                f"the last cause: {cause}"
+                f"{place.name} died {place.failed_starts} times in a row before it could ask for work; the last cause: "
+                f"{cause}"
             )
         place.actor = None
         place.restart_at = time.monotonic() + place.delay_s

@@ -48,7 +48,7 @@ class LearnerActor:
                 if taken.version != learner.version:
                     learner.restore(self.run_dir / call(buffer.current)[1])
             with clock.on("training"):
-                trained = learner.train(batch_of(taken.batch, taken.table))
+                trained = learner.train(batch_of(taken.batch, taken.table, tuple(self.config.rewards)))
             with clock.on("saving"):
                 self._register(learner, taken, trained.advantages, buffer)
 

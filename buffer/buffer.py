@@ -27,6 +27,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from buffer import rollouts, scoring, training, workers
+from buffer.combination import Combination
 from buffer.errors import Refused, RunStopped
 from buffer.journal import Journal, read_counted
 from buffer.messages import Claim, Lease, TakenBatch
@@ -45,15 +46,15 @@ ALL_EPOCHS = 10**9
 class TrajectoryBuffer:
     """One epoch of a run's buffer. Making it takes the next epoch of the run folder, and goes on from its journal.
 
-    rewards: name -> weight in the sum that is trained on. Times in seconds. Raises UserError if the journal is of
-    another plan or damaged, and then leaves the folder untouched.
+    combination: the rewards there are, and how they become one. Times in seconds. Raises UserError if the journal is
+    of another plan or damaged, and then leaves the folder untouched.
     """
 
     def __init__(
         self,
         run_dir: Path,
         plan: Plan,
-        rewards: Mapping[str, float],
+        combination: Combination,
         *,
         batches: int,
         max_staleness: int,
@@ -67,11 +68,11 @@ class TrajectoryBuffer:
     ) -> None:
         self.run_dir = run_dir
         self.plan = plan
-        self.rewards = dict(rewards)
+        self.combination = combination
         self.clock = clock
         self.rules = Rules(
             sizes=plan.sizes,
-            rewards=tuple(rewards),
+            rewards=tuple(combination.weights),
             batches=batches,
             max_staleness=max_staleness,
             keep_batches=keep_batches,
@@ -164,7 +165,7 @@ class TrajectoryBuffer:
 
     def trying_alone(self, worker: str, trajectory_id: int | None) -> None:
         """Say which single picture is tried next (None: none any more): a death then counts against the picture."""
-        self._do(scoring.trying_alone(self.state, worker, trajectory_id))
+        self._do(scoring.trying_alone(self.state, worker, trajectory_id, self.clock()))
 
     # ---- the fleet
 
@@ -175,7 +176,7 @@ class TrajectoryBuffer:
         self._finish_evaluations()
 
     def overdue(self) -> list[str]:
-        """Workers to be killed: they hold something for more than twice its time-out."""
+        """Workers to be killed: they outlived the time-out of a lease, or twice that of a claim."""
         return workers.overdue(self.rules, self.state, self.clock())
 
     # ---- learner and driver
@@ -374,7 +375,7 @@ class TrajectoryBuffer:
             whole = whole and not damaged_table and None not in scores.values()
             if not whole:
                 continue
-            rows = scalar_rows(self.plan.order(order_id), work, scores, self.rewards)
+            rows = scalar_rows(self.plan.order(order_id), work, scores, self.combination)
             aside.append(rows.filter(rows["set_aside"].is_valid()))
             if table is not None:
                 live.append(with_tensors(rows, table))

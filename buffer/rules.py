@@ -69,9 +69,9 @@ class Rules:
         """[5] Free work, or work whose one holder outlived its time-out."""
         return not holds or (len(holds) == 1 and now - holds[0].since > timeout)
 
-    def overdue(self, holds: tuple[Hold, ...], timeout: float, now: float) -> list[str]:
-        """[5] Who is to be killed: after twice the time-out."""
-        return [hold.worker for hold in holds if now - hold.since > 2 * timeout]
+    def overdue(self, holds: tuple[Hold, ...], limit: float, now: float) -> list[str]:
+        """[5] Who is to be killed."""
+        return [hold.worker for hold in holds if now - hold.since > limit]
 
     def counts(self, work: Work, version: Version) -> bool:
         """[3] A table counts if it is of the bound version and digest, and the first; whoever brings it."""

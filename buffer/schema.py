@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from buffer.combination import Combination
 from buffer.orders import Order
 from buffer.state import Work
 
@@ -80,7 +81,7 @@ def check_scores(order: Order, table: pa.Table, skip: Sequence[int]) -> None:
         raise ValueError(f"Scores of order {order.order_id} are not all finite; a picture without one has failed.")
 
 
-def scalar_rows(order: Order, work: Work, scores: Mapping[str, pa.Table], weights: Mapping[str, float]) -> pa.Table:
+def scalar_rows(order: Order, work: Work, scores: Mapping[str, pa.Table], combination: Combination) -> pa.Table:
     """Every row of an order, set aside or not, as it is stored in Parquet (docs/buffer.md has the columns)."""
     rows = len(order.trajectory_ids)
     aside = dict(work.set_aside)
@@ -97,12 +98,13 @@ def scalar_rows(order: Order, work: Work, scores: Mapping[str, pa.Table], weight
         "policy_digest": pa.array([digest] * rows, pa.string()),
         "age": pa.array([age] * rows, pa.int32()),
     }
-    total = np.zeros(rows, np.float64)
-    for reward, weight in weights.items():
+    values: dict[str, np.ndarray] = {}
+    for reward in combination.weights:
         found = _aligned(columns["trajectory_id"], scores.get(reward))
         columns[reward] = found.pop("score", pa.nulls(rows, pa.float32()))
         columns.update({f"{reward}.{name}": column for name, column in found.items()})
-        total += weight * columns[reward].to_numpy(zero_copy_only=False).astype(np.float64)
+        values[reward] = columns[reward].to_numpy(zero_copy_only=False)
+    total = combination(values)
     left_out = np.array([trajectory_id in aside for trajectory_id in order.trajectory_ids])
     columns["reward"] = pa.array(total.astype(np.float32), mask=left_out | np.isnan(total))
     columns["set_aside"] = pa.array([aside.get(trajectory_id) for trajectory_id in order.trajectory_ids], pa.string())

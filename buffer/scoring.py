@@ -90,7 +90,12 @@ def pictures_failed(
     return settled(rules, Step(final, tuple(records)), order_id)
 
 
-def trying_alone(state: State, worker: str, picture: int | None) -> Step:
-    """A reward actor tries one picture alone: should it die now, that counts against the picture [7]."""
+def trying_alone(state: State, worker: str, picture: int | None, now: float) -> Step:
+    """A reward actor tries one picture alone: should it die now, that counts against the picture [7]. The time-out of
+    its lease begins anew, for each of them may take as long as all in one batch."""
     alone = without(state.alone, worker)
-    return Step(state._replace(alone=alone if picture is None else {**alone, worker: picture}))
+    leases = {
+        key: tuple(hold._replace(since=now) if hold.worker == worker else hold for hold in holds)
+        for key, holds in state.leases.items()
+    }
+    return Step(state._replace(alone=alone if picture is None else {**alone, worker: picture}, leases=leases))

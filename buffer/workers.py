@@ -53,8 +53,11 @@ def _killed_by(
 
 
 def overdue(rules: Rules, state: State, now: float) -> list[str]:
-    """Workers that hold a claim or a lease for more than twice its time-out; the fleet kills them."""
-    late = [w for holds in state.claims.values() for w in rules.overdue(holds, rules.claim_timeout_s, now)]
+    """Workers that hold a claim for twice its time-out, or a lease for longer than its own; the fleet kills them.
+
+    A slow rollout may still be in time; a reward that does not answer hangs, and its pool has others to do.
+    """
+    late = [w for holds in state.claims.values() for w in rules.overdue(holds, 2 * rules.claim_timeout_s, now)]
     for (_, reward), holds in state.leases.items():
         late += rules.overdue(holds, rules.lease_timeouts[reward], now)
     return sorted(set(late))

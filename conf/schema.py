@@ -28,6 +28,13 @@ class Algorithm(StrEnum):
     ddpo_sf = "ddpo_sf"
 
 
+class Combine(StrEnum):
+    """How several rewards become the one that is trained on."""
+
+    sum = "sum"
+    product = "product"
+
+
 class GuidanceGradient(StrEnum):
     """Through which halves of classifier-free guidance the learner differentiates."""
 
@@ -97,14 +104,15 @@ class WorkerConfig:
 
 @dataclass
 class RewardConfig:
-    path: str = "???"  # a built-in name (compressibility, incompressibility) or module:Class
-    weight: float = 1.0  # in the sum that is trained on
+    path: str = "???"  # a built-in name (see docs/rewards.md) or module:Class
+    weight: float = 1.0  # in the sum that is trained on; in a product, the exponent
+    range: tuple[float, float] | None = None  # the scores that a product takes as 0 and 1; beyond them it is cut
     args: dict[str, Any] = field(default_factory=dict)  # keyword arguments of the class
     count: int = 1  # actors in its pool
     num_cpus: float = 0.5  # of one actor
     num_gpus: float = 0.0  # of one actor
     batch_size: int = 16  # pictures a call
-    timeout_s: float = 120.0  # of one lease
+    timeout_s: float = 120.0  # of scoring one order; who takes longer hangs, and is killed
 
 
 @dataclass
@@ -159,6 +167,7 @@ class Config:
     buffer: BufferConfig = field(default_factory=BufferConfig)
     samplers: WorkerConfig = field(default_factory=WorkerConfig)
     rewards: dict[str, RewardConfig] = field(default_factory=dict)
+    combine: Combine = Combine.sum  # of several rewards: sum (weighted), or product (each scaled by its range)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig)

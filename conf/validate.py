@@ -11,7 +11,7 @@ from collections.abc import Callable
 from conf.errors import UserError
 from conf.prompts import resolve_prompts
 from conf.resume import flatten
-from conf.schema import Algorithm, Config, DType
+from conf.schema import Algorithm, Combine, Config, DType
 
 Check = tuple[Callable[[float], bool], str]
 
@@ -191,6 +191,17 @@ def _check_rewards(config: Config) -> None:
         names = ", ".join(f"rewards.{name}.weight" for name in config.rewards)
         raise UserError(f"nothing to train on with {names} at 0: raise one")
     for name, reward in config.rewards.items():
+        if config.combine is Combine.product and reward.range is None:
+            raise UserError(
+                f"combine=product needs rewards.{name}.range, the scores that count as 0 and 1, such as [0.0, 1.0]"
+            )
+        if reward.range is not None and not reward.range[0] < reward.range[1]:
+            raise UserError(
+                f"rewards.{name}.range={list(reward.range)} must be two numbers, the smaller one first: swap or widen "
+                "them"
+            )
+        if config.combine is Combine.product and reward.weight < 0:
+            raise UserError(f"rewards.{name}.weight={reward.weight} is an exponent in a product: give 0 or more")
         if not reward.path:
             raise UserError(f"rewards.{name}.path is empty: give a built-in name or module:Class")
 

@@ -77,8 +77,12 @@ def caption(scene: Scene) -> str:
 
 
 def parse(text: str) -> Scene:
-    """The scene of a caption. Reads all that `caption` writes, "one", digits ("3 cats") and a bare animal ("cat")."""
-    words = text.lower().strip().rstrip(".").split()
+    """The scene of a caption. Reads all that `caption` writes, "one", digits ("3 cats"), a bare animal ("cat") and
+    sentences ("a cat is riding a bike", "the cats are three")."""
+    words = [word for word in text.lower().strip().rstrip(".").split() if word not in ("is", "are")]
+    words = words[1:] if words[:1] == ["the"] else words
+    if words[-1:] and words[-1] in NUMBER_WORDS.values():
+        words = [words[-1], *words[:-1]]
     counts = {"a": 1, "an": 1, "one": 1, "two": 2, "three": 3, "four": 4, "1": 1, "2": 2, "3": 3, "4": 4}
     number = counts[words.pop(0)] if words and words[0] in counts else 1
     name, setting_text = (words[0] if words else ""), " ".join(words[1:])
@@ -97,6 +101,10 @@ def all_scenes() -> list[Scene]:
 
 def _captions(animals: tuple[str, ...], numbers: tuple[int, ...], settings: tuple[str, ...]) -> list[str]:
     return [caption(Scene(a, n, s)) for a, n, s in itertools.product(animals, numbers, settings)]
+
+
+def _sentence(animal: str, activity: str) -> str:
+    return f"{caption(Scene(animal, 1, ''))} is {SETTINGS[activity]}"
 
 
 def _spread(captions: list[str], count: int) -> list[str]:
@@ -136,6 +144,12 @@ def make_manifest() -> dict:
             "emoji_held_out_animals_bare": _captions(HELD_OUT_ANIMALS, (1,), ("",)),
             "emoji_counting": _captions(FINETUNE_ANIMALS, (2, 3, 4), ("",)),
             "emoji_held_out_counting": _captions(HELD_OUT_ANIMALS, (2, 3, 4), ("",)),
+            # In words that pretraining did not teach, so that there is something to gain: the base model draws familiar
+            # captions right nine times in ten and more (docs/results.md).
+            "emoji_activity_sentences": [_sentence(a, s) for a, s in itertools.product(ANIMALS, ACTIVITIES)],
+            "emoji_counting_sentences": [
+                f"the {plural(a)} are {NUMBER_WORDS[n]}" for a, n in itertools.product(ANIMALS, (2, 3, 4))
+            ],
             "emoji_all": [caption(scene) for scene in all_scenes()],
         },
     }

@@ -5,17 +5,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image, ImageDraw, ImageFont
 
 GAP = 6  # pixels between pictures
 SMALLEST_CELL = 128  # smaller pictures are enlarged to at least this width, so that captions fit under them
 CAPTION_SIZE = 12
-CAPTION_LINES = 2
+CAPTION_LINES = 2  # of each paragraph
 PAPER, INK = (255, 255, 255), (70, 70, 78)
 
 
 def grid(images: np.ndarray, captions: Sequence[str] | None = None, columns: int | None = None) -> Image.Image:
-    """One RGB image of n pictures, row by row, with a caption of at most two lines under each.
+    """One RGB image of n pictures, row by row, with a caption under each: paragraphs of at most two lines.
 
     images: uint8 [n, H, W, 3], n >= 1. Small pictures are enlarged by a whole factor. Raises ValueError for other
     arrays, and when there are not as many captions as pictures.
@@ -29,7 +30,8 @@ def grid(images: np.ndarray, captions: Sequence[str] | None = None, columns: int
     factor = max(1, math.ceil(SMALLEST_CELL / images.shape[2]))
     height, width = images.shape[1] * factor, images.shape[2] * factor
     font = ImageFont.load_default(CAPTION_SIZE)
-    caption_height = CAPTION_LINES * (CAPTION_SIZE + 3) + 4 if captions is not None else 0
+    paragraphs = max((caption.count("\n") + 1 for caption in captions), default=1) if captions is not None else 0
+    caption_height = paragraphs * CAPTION_LINES * (CAPTION_SIZE + 3) + 4 if paragraphs else 0
     canvas = Image.new("RGB", size_of(rows, columns, width, height + caption_height), PAPER)
     draw = ImageDraw.Draw(canvas)
     for index, pixels in enumerate(images):
@@ -38,9 +40,21 @@ def grid(images: np.ndarray, captions: Sequence[str] | None = None, columns: int
         picture = Image.fromarray(pixels)
         canvas.paste(picture.resize((width, height), Image.Resampling.BICUBIC) if factor > 1 else picture, (left, top))
         if captions is not None:
-            lines = wrap(captions[index], width, font)
+            lines = [line for paragraph in captions[index].split("\n") for line in wrap(paragraph, width, font)]
             draw.multiline_text((left, top + height + 3), "\n".join(lines), fill=INK, font=font, spacing=3)
     return canvas
+
+
+def captions_of(rows: pa.Table, rewards: Sequence[str]) -> list[str]:
+    """What stands under each picture: its prompt and, below, what rewards said of it, if they store a text."""
+    said = [
+        rows[field.name].to_pylist()
+        for field in rows.schema
+        if "." in field.name and field.name.split(".")[0] in rewards and pa.types.is_string(field.type)
+    ]
+    texts = [", ".join(text for text in texts if text) for texts in zip(*said, strict=True)] or [""] * len(rows)
+    prompts = rows["prompt"].to_pylist()
+    return [f"{prompt}\n“{text}”" if text else prompt for prompt, text in zip(prompts, texts, strict=True)]
 
 
 def size_of(rows: int, columns: int, cell_width: int, cell_height: int) -> tuple[int, int]:

@@ -10,10 +10,11 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from conf.load import from_file
 from emoji_world.classifier import accuracy, classify
-from evaluation.grids import grid
+from evaluation.grids import captions_of, grid
 from evaluation.summary import Comparison, compare, read_evaluations
 from policy import lora
 from policy.policy import Policy
@@ -63,6 +64,14 @@ def commonest_setting(images: np.ndarray) -> str:
     return f"{setting} {count / len(images):.0%}"
 
 
+def draw(run_dir: Path, before: np.ndarray, after: np.ndarray) -> Image.Image:
+    """The first pairs, not chosen: before over after, with the prompts and what rewards said of each picture."""
+    rewards = tuple(from_file(run_dir / "config.yaml").rewards)
+    evaluations = list(read_evaluations(run_dir).values())
+    captions = [caption for rows in (evaluations[0], evaluations[-1]) for caption in captions_of(rows, rewards)[:SHOWN]]
+    return grid(np.concatenate([before[:SHOWN], after[:SHOWN]]), captions, columns=SHOWN)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+")
@@ -77,8 +86,7 @@ def main() -> None:
             parser.error(f"{run_dir} has no two evaluations to compare")
         print(row(run_dir, change, prompts, before, after), flush=True)
         if args.picture and index == 0:
-            shown = np.concatenate([before[:SHOWN], after[:SHOWN]])
-            grid(shown, [*prompts[:SHOWN], *[""] * SHOWN], columns=SHOWN).save(args.picture, optimize=True)
+            draw(run_dir, before, after).save(args.picture, optimize=True)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What the learner trains on: one batch as arrays."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -37,7 +38,8 @@ class Batch:
     number: int  # u: trained at version u
     trajectory_ids: np.ndarray  # int64 [n]
     prompts: tuple[str, ...]  # n
-    rewards: np.ndarray  # float32 [n], the weighted sum
+    rewards: np.ndarray  # float32 [n], what is trained on
+    parts: dict[str, np.ndarray]  # float32 [n]: each reward by itself, and the numbers that rewards store beside it
     ages: np.ndarray  # int32 [n], versions between sampling and training
     latents: np.ndarray  # float32 or float16 [n, T+1, C, H, W], x_T first
     log_probs: np.ndarray  # float32 [n, T], of latents[:, i + 1] given latents[:, i]
@@ -56,10 +58,11 @@ class Batch:
         return int(np.prod(self.latents.shape[2:]))
 
 
-def batch_of(number: int, table: pa.Table) -> Batch:
+def batch_of(number: int, table: pa.Table, rewards: Sequence[str]) -> Batch:
     """The arrays of a `TakenBatch`'s table, whose tensors are not copied where they lie in one piece.
 
-    Raises ValueError if the rows are not in order: every sum over them would have other last bits.
+    rewards: the names of the run's rewards. Raises ValueError if the rows are not in order: every sum over them would
+    have other last bits.
     """
     tensors = tensors_of(table)
     ids = table["trajectory_id"].to_numpy()
@@ -70,7 +73,18 @@ def batch_of(number: int, table: pa.Table) -> Batch:
         trajectory_ids=ids,
         prompts=tuple(table["prompt"].to_pylist()),
         rewards=table["reward"].to_numpy().astype(np.float32),
+        parts=_parts(table, rewards),
         ages=table["age"].to_numpy().astype(np.int32),
         latents=tensors["latents"],
         log_probs=tensors["log_probs"],
     )
+
+
+def _parts(table: pa.Table, rewards: Sequence[str]) -> dict[str, np.ndarray]:
+    """Columns of numbers and truth values that are a reward, or a further column of one, "reward.column"."""
+    chosen = [
+        field.name
+        for field in table.schema
+        if field.name.split(".")[0] in rewards and (pa.types.is_primitive(field.type))
+    ]
+    return {name: table[name].cast(pa.float32()).to_numpy() for name in chosen}

@@ -22,6 +22,8 @@ def reward_metrics(batch: Batch, batch_size: int, prompt_stds: dict[str, float])
     known = [prompt_stds[prompt] for prompt in dict.fromkeys(batch.prompts) if prompt in prompt_stds]
     if known:
         metrics["reward/std_per_prompt"] = float(np.mean(known))
+    means = {f"reward/{name}": _mean(values[np.isfinite(values)]) for name, values in batch.parts.items()}
+    metrics |= {name: mean for name, mean in means.items() if math.isfinite(mean)}
     return metrics
 
 
@@ -48,5 +50,5 @@ def update_metrics(batch: Batch, steps: Sequence[StepResult], base: BaseKL) -> d
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values)) if values else math.nan
+def _mean(values: Sequence[float] | np.ndarray) -> float:
+    return float(np.mean(values)) if len(values) else math.nan

@@ -13,9 +13,11 @@ from rewards.base import NamedReward, describe
 # By import path, too: who wants one reward does not wait for the libraries of all.
 BUILT_IN = {
     "aesthetic": "rewards.aesthetic:Aesthetic",
+    "caption": "rewards.caption:CaptionRecall",
     "clip_score": "rewards.clip_score:ClipScore",
     "compressibility": "rewards.jpeg:JpegCompressibility",
     "incompressibility": "rewards.jpeg:JpegIncompressibility",
+    "vqa": "rewards.vqa:QuestionAnswering",
 }
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from buffer.buffer import TrajectoryBuffer
+from buffer.combination import Combination
 from buffer.messages import Claim, Lease, TakenBatch
 from buffer.orders import Order, Plan, Version
 from buffer.schema import rollout_table
@@ -20,7 +21,7 @@ V0 = Version(0, "weights-0")
 
 def buffer(run_dir: Path, plan: Plan = PLAN, **changed: Any) -> TrajectoryBuffer:
     settings: dict[str, Any] = {
-        "rewards": {"size": 1.0},
+        "combination": Combination({"size": 1.0}),
         "batches": 3,
         "max_staleness": 1,
         "keep_batches": 1,
@@ -31,8 +32,8 @@ def buffer(run_dir: Path, plan: Plan = PLAN, **changed: Any) -> TrajectoryBuffer
         "clock": lambda: 1000.0,
     }
     settings |= changed
-    settings.setdefault("lease_timeouts", dict.fromkeys(settings["rewards"], 10.0))
-    return TrajectoryBuffer(run_dir, plan, settings.pop("rewards"), **settings)
+    settings.setdefault("lease_timeouts", dict.fromkeys(settings["combination"].weights, 10.0))
+    return TrajectoryBuffer(run_dir, plan, settings.pop("combination"), **settings)
 
 
 def rolled_out(order: Order, version: Version, device: str = "", shape: tuple[int, ...] = (2, 3, 3)) -> pa.Table:
@@ -111,7 +112,7 @@ def finish(b: TrajectoryBuffer) -> None:
     for _ in range(1000):
         if b.finished:
             return
-        moved = [roll_out(b), *[score(b, reward) for reward in b.rewards], train(b)]
+        moved = [roll_out(b), *[score(b, reward) for reward in b.combination.weights], train(b)]
         publish(b)
         assert any(moved) or b.finished, b.status()
     raise AssertionError("the run does not end")

@@ -74,6 +74,7 @@ def toy_batch(policy: GaussianToy, count: int, number: int = 0, target: Tensor |
         trajectory_ids=np.arange(count) + number * count,
         prompts=tuple(f"prompt {row % 3}" for row in range(count)),
         rewards=rewards.numpy().astype(np.float32),
+        parts={},
         ages=np.zeros(count, np.int32),
         latents=latents.numpy(),
         log_probs=log_probs.reshape(count, steps).numpy(),

@@ -64,13 +64,17 @@ class Launched:
 
     def actor(self, kind: str) -> int:
         """The process id of the run's only actor of this class."""
+        (found,) = self.actors(kind)
+        return found
+
+    def actors(self, kind: str) -> list[int]:
+        """The process ids of the run's actors of this class."""
         raylets = _processes(self.mark.parent)
-        (found,) = [
+        return [
             pid
             for pid in _processes(f"ray::{kind}")
             if int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1]) in raylets
         ]
-        return found
 
     def kill(self) -> None:
         """SIGKILL to the driver; Ray ends all else, which is waited for."""
@@ -79,10 +83,10 @@ class Launched:
 
 
 @contextmanager
-def launched(*arguments: str, cwd: Path, fault: str = "") -> Iterator[Launched]:
-    """Starts `launch.py` with these arguments. `fault` is module:function:n, see faults/sitecustomize.py."""
+def launched(*arguments: str, cwd: Path, fault: str = "", delays: str = "") -> Iterator[Launched]:
+    """Starts `launch.py` with these arguments. `fault` and `delays`: see faults/sitecustomize.py."""
     temp = Path(tempfile.mkdtemp(prefix="ddpo-"))  # short, because Ray's socket paths must be
-    environment = dict(os.environ, PYTHONPATH=str(FAULTS), FAULT=fault, FAULT_MARK=str(temp / "fault"))
+    environment = dict(os.environ, PYTHONPATH=str(FAULTS), FAULT=fault, FAULT_MARK=str(temp / "fault"), DELAYS=delays)
     command = [sys.executable, str(ROOT / "launch.py"), *arguments, f"ray.temp_dir={temp}/ray", "ray.dashboard=false"]
     process = subprocess.Popen(
         command,
@@ -103,9 +107,9 @@ def launched(*arguments: str, cwd: Path, fault: str = "") -> Iterator[Launched]:
         shutil.rmtree(temp, ignore_errors=True)
 
 
-def launch(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def launch(*arguments: str, cwd: Path, delays: str = "") -> subprocess.CompletedProcess[str]:
     """Runs `launch.py` to its end."""
-    with launched(*arguments, cwd=cwd) as run:
+    with launched(*arguments, cwd=cwd, delays=delays) as run:
         output, errors = run.process.communicate(timeout=TIMEOUT_S)
         return subprocess.CompletedProcess(run.process.args, run.process.returncode, output, errors)
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from buffer.buffer import TrajectoryBuffer
+from buffer.combination import Combination
 from buffer.errors import Refused, RunStopped
 from buffer.orders import Plan, Version, parse
 from buffer.schema import tensors_of
@@ -237,7 +238,7 @@ def test_too_many_failures_stop_the_run_and_a_new_start_tries_again(tmp_path: Pa
 
 def test_reopened_pictures_are_scored_by_every_reward(tmp_path: Path) -> None:
     """A reward that scored an order without a picture scores it again once the picture is back."""
-    settings: dict[str, Any] = {"rewards": {"size": 1.0, "other": 1.0}, "batches": 1}
+    settings: dict[str, Any] = {"combination": Combination({"size": 1.0, "other": 1.0}), "batches": 1}
     b = buffer(tmp_path, **settings)
     start(b)
     roll_out(b)
@@ -286,6 +287,22 @@ def test_a_picture_that_kills_its_worker_is_found_and_set_aside(tmp_path: Path) 
     assert deaths == 5 and b.stop is None
     finish(b)
     assert [row["set_aside"] is None for row in rows(tmp_path)[0]] == [True, False] + [True] * 6
+
+
+def test_a_lease_ends_at_its_time_out_and_lasts_anew_for_each_picture_alone(tmp_path: Path) -> None:
+    now = [0.0]
+    b = buffer(tmp_path, clock=lambda: now[0])
+    start(b)
+    roll_out(b)
+    assert b.lease("size", "slow")
+    now[0] = 9.0
+    assert b.overdue() == []
+    b.trying_alone("slow", 0)
+    now[0] = 18.0
+    b.trying_alone("slow", 1)
+    assert b.overdue() == []
+    now[0] = 29.0
+    assert b.overdue() == ["slow"]
 
 
 # ---- training

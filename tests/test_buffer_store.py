@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from buffer.combination import Combination
 from buffer.messages import TakenBatch
 from buffer.orders import Plan, Version
 from buffer.schema import check_scores, rollout_table, scalar_rows, stack, tensors_of, with_tensors
@@ -126,12 +127,14 @@ def test_rewards_are_summed_by_weight_and_set_aside_rows_have_none() -> None:
         "b": pa.table({"trajectory_id": [first], "score": pa.array([10.0], pa.float32()), "caption": ["a cat"]}),
     }
     work = Work(version=Version(0, "x"), table=File("", ""), set_aside=((second, "blank"),))
-    rows = scalar_rows(ORDER, work, scores, {"a": 1.0, "b": 0.5}).to_pylist()
+    rows = scalar_rows(ORDER, work, scores, Combination({"a": 1.0, "b": 0.5})).to_pylist()
     assert [row["reward"] for row in rows] == [7.0, None]
     assert [row["b.caption"] for row in rows] == ["a cat", None]
     assert [row["set_aside"] for row in rows] == [None, "blank"]
     assert [row["age"] for row in rows] == [1, 1]
-    live = with_tensors(scalar_rows(ORDER, work, scores, {"a": 1.0, "b": 0.5}), rolled_out(ORDER, Version(0, "x")))
+    live = with_tensors(
+        scalar_rows(ORDER, work, scores, Combination({"a": 1.0, "b": 0.5})), rolled_out(ORDER, Version(0, "x"))
+    )
     assert live["trajectory_id"].to_pylist() == [first]
 
 
@@ -175,7 +178,7 @@ def test_the_query_on_a_table_of_the_sizes_of_stable_diffusion(tmp_path: Path) -
         )
         work = Work(version=Version(0, "x"), table=file)
         back = store.read_arrow(file)
-        live.append(with_tensors(scalar_rows(order, work, {"a": score}, {"a": 1.0}), back))
+        live.append(with_tensors(scalar_rows(order, work, {"a": score}, Combination({"a": 1.0})), back))
     rows = stack(live)
     taken = TakenBatch(
         0,

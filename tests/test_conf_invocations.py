@@ -77,6 +77,13 @@ BAD = [
     ),
     (["compressibility", "learner.tracker_min_count=33"], "learner.tracker_min_count=33 is never reached"),
     (["compressibility", "rewards.compressibility.weight=0"], "rewards.compressibility.weight at 0"),
+    (["alignment", "combine=product"], "combine=product needs rewards.caption.range"),
+    (["alignment", "combine=max"], "sum | product"),
+    (["alignment", "rewards.caption.range=[1,0]"], "rewards.caption.range=[1.0, 0.0] must be two numbers"),
+    (
+        ["alignment", "combine=product", "rewards.caption.range=[0,1]", "rewards.caption.weight=-1"],
+        "rewards.caption.weight=-1.0 is an exponent",
+    ),
     # prompts
     (["compressibility", "prompts.set=emoji_finetun"], "did you mean emoji_finetune"),
     (["compressibility", "prompts.set=null"], "give exactly one"),

@@ -10,8 +10,13 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from emoji_world import scenes
-from emoji_world.classifier import accuracy
-from emoji_world.scenes import Scene, all_scenes, caption, make_manifest, parse, prompt_set
+from emoji_world.classifier import accuracy, classify
+from emoji_world.scenes import Scene, all_scenes, caption, make_manifest, parse, plural, prompt_set
+from rewards.aesthetic import Aesthetic
+from rewards.bert_score import BertScore
+from rewards.clip_model import ClipModel
+from rewards.vision_language import VisionLanguageModel
+from rewards.vqa import says
 
 WEIGHTS = Path(scenes.__file__).parent / "weights"
 PIPELINE = WEIGHTS / "pipeline"
@@ -38,6 +43,8 @@ def test_every_caption_reads_back() -> None:
         ("cat", Scene("cat", 1, "")),
         ("3 Mice in space.", Scene("mouse", 3, "space")),
         ("one ant on the beach", Scene("ant", 1, "beach")),
+        ("a cat is riding a bike", Scene("cat", 1, "bike")),
+        ("the mice are three", Scene("mouse", 3, "")),
     ],
 )
 def test_captions_of_others_read_too(text: str, scene: Scene) -> None:
@@ -69,7 +76,8 @@ def test_held_out_prompts_share_nothing_with_finetuning() -> None:
 
 def test_weights_are_small_and_in_half_precision() -> None:
     files = list(WEIGHTS.rglob("*"))
-    assert sum(f.stat().st_size for f in files if f.is_file()) < 25_000_000
+    assert sum(f.stat().st_size for f in files if f.is_file()) < 40_000_000
+    assert sum(f.stat().st_size for f in PIPELINE.rglob("*") if f.is_file()) < 25_000_000
     assert not [f for f in files if f.suffix in (".bin", ".pt", ".pkl")]
     for path in WEIGHTS.rglob("*.safetensors"):
         assert {t.dtype for t in load_file(path).values()} <= {torch.float16, torch.int64}, path.name
@@ -117,3 +125,57 @@ def test_pictures_show_what_their_prompts_say(pipe: StableDiffusionPipeline) -> 
     assert images.shape == (24, 64, 64, 3) and images.dtype == np.uint8
     right = accuracy(images, prompts)
     assert min(right.animal, right.number, right.setting) > 0.7, right
+
+
+# ---- the small eyes: captioner, CLIP with its aesthetic head, text model
+
+
+def test_the_captioner_agrees_with_the_judge_on_generated_pictures(pipe: StableDiffusionPipeline) -> None:
+    from emoji_world.evaluate import generate
+    from emoji_world.questions import CAPTION_QUESTIONS
+
+    prompts = prompt_set("emoji_finetune")[12:24] + prompt_set("emoji_held_out")[12:24]
+    images = generate(pipe, prompts, guidance=3.0, steps=20, seed=4)
+    captioner = VisionLanguageModel(str(WEIGHTS / "captioner"))
+    said = [parse(text) for text in captioner.answer(images, [CAPTION_QUESTIONS[0]] * len(images))]
+    seen = classify(images)
+    assert sum(a == b for a, b in zip(said, seen, strict=True)) >= 22
+    counted = captioner.answer(images, [f"How many {plural(scene.animal)} are there?" for scene in seen])
+    assert sum(says(text, str(scene.number)) for text, scene in zip(counted, seen, strict=True)) >= 22
+
+
+def test_the_captioner_sees_no_animal_where_there_is_none() -> None:
+    grey = np.full((2, 64, 64, 3), 128, np.uint8)
+    captioner = VisionLanguageModel(str(WEIGHTS / "captioner"))
+    answers = captioner.answer(grey, ["What is in this image?", "How many cats are there?"])
+    assert answers == ["nothing", "zero"]
+
+
+def test_the_text_model_tells_right_captions_from_wrong_ones() -> None:
+    score = BertScore(str(WEIGHTS / "text"))
+    for scene in all_scenes()[::97]:
+        others = [Scene("cat" if scene.animal != "cat" else "dog", scene.number, scene.setting)]
+        others += [Scene(scene.animal, scene.number % 4 + 1, scene.setting)]
+        others += [Scene(scene.animal, scene.number, "sea" if scene.setting != "sea" else "snow")]
+        candidates = [caption(scene), *map(caption, others), "nothing"]
+        recalls = score.recall(candidates, [f"The image contains {caption(scene)}"] * len(candidates))
+        assert recalls[0] > max(recalls[1:]) and recalls[-1] == min(recalls), (candidates, recalls)
+
+
+def test_the_aesthetic_stand_in_prefers_colour(pipe: StableDiffusionPipeline) -> None:
+    from emoji_world.evaluate import generate
+
+    images = generate(pipe, prompt_set("emoji_animals")[:8], guidance=3.0, steps=10, seed=5)
+    grey = np.repeat(images.mean(-1, keepdims=True).round().astype(np.uint8), 3, axis=-1)
+    rating = Aesthetic(str(WEIGHTS / "clip"), None, str(WEIGHTS / "aesthetic.safetensors"))
+    assert (rating(images, [""] * 8) > rating(grey, [""] * 8) + 1).all()
+
+
+def test_clip_finds_the_prompt_among_others(pipe: StableDiffusionPipeline) -> None:
+    from emoji_world.evaluate import generate
+
+    prompts = prompt_set("emoji_finetune")[:12]
+    images = generate(pipe, prompts, guidance=3.0, steps=20, seed=3)
+    clip = ClipModel(str(WEIGHTS / "clip"))
+    nearest = (clip.embed_images(images) @ clip.embed_texts(prompts).T).argmax(dim=1)
+    assert (nearest == torch.arange(12)).sum() >= 10

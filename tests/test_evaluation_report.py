@@ -8,6 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +17,7 @@ from PIL import Image
 from conf.errors import UserError
 from conf.load import load
 from conf.resume import save_config
-from evaluation.grids import CAPTION_SIZE, GAP, grid, save_grid
+from evaluation.grids import CAPTION_SIZE, GAP, captions_of, grid, save_grid
 from evaluation.machine import describe, machine_info
 from evaluation.record import read_record, record_sitting
 from evaluation.report import spread, write_report
@@ -142,6 +143,14 @@ def test_grid_sizes(count: int, side: int, columns: int | None, size: tuple[int,
     assert grid(images, columns=columns).size == size
     captioned = grid(images, ["a hedgehog washing the dishes in a very long sentence"] * count, columns=columns)
     assert captioned.size[0] == size[0] and captioned.size[1] > size[1] + CAPTION_SIZE
+
+
+def test_captions_are_the_prompt_and_what_rewards_said() -> None:
+    rows = pa.table({"prompt": ["a cat", "a dog"], "caption": [0.5, 0.2], "caption.caption": ["two cats", None]})
+    assert captions_of(rows, ("caption",)) == ["a cat\n“two cats”", "a dog"]
+    assert captions_of(rows, ("other",)) == ["a cat", "a dog"]
+    images = np.zeros((2, 64, 64, 3), np.uint8)
+    assert grid(images, ["a cat\n“two cats”", "a dog"]).height > grid(images, ["a cat", "a dog"]).height
 
 
 def test_pictures_stand_row_by_row_unchanged() -> None:

@@ -71,6 +71,7 @@ def make_batch(policy: Policy, number: int, count: int = 8) -> Batch:
         trajectory_ids=np.arange(count) + number * count,
         prompts=tuple(prompts),
         rewards=made.images.mean(axis=(1, 2, 3)).astype(np.float32),
+        parts={},
         ages=np.zeros(count, np.int32),
         latents=made.latents,
         log_probs=made.log_probs,

@@ -215,7 +215,8 @@ def test_one_pair_that_does_not_fit_stops_the_run_with_a_sentence() -> None:
 def test_metrics_of_a_batch_by_hand() -> None:
     policy = GaussianToy(THETA, STDS)
     batch = toy_batch(policy, 12)
-    batch = dataclasses.replace(batch, ages=np.array([0, 1] * 6, np.int32))
+    parts = {"caption": np.arange(12, dtype=np.float32), "caption.empty": np.array([0, 1, np.nan] * 4, np.float32)}
+    batch = dataclasses.replace(batch, ages=np.array([0, 1] * 6, np.int32), parts=parts)
     batch.log_probs[:6] += 0.25  # the gap that a rollout of another precision would show
     updater = Updater(policy, config(optimizer_steps=1, clip_range=0.1), seed=0)
     base = updater.kl_to_base(batch)
@@ -232,6 +233,7 @@ def test_metrics_of_a_batch_by_hand() -> None:
     assert about["set_aside"] == 4 and about["trajectories"] == 12
     assert about["age/mean"] == 0.5 and about["age/max"] == 1
     assert about["reward/std_per_prompt"] == 1.5
+    assert about["reward/caption"] == 5.5 and about["reward/caption.empty"] == 0.5
     assert about["reward/mean"] == pytest.approx(np.mean(batch.rewards.astype(float)), rel=1e-12)
 
 

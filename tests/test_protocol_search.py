@@ -169,7 +169,7 @@ class NoTimeouts(Rules):
     def offered(self, holds: tuple[Hold, ...], timeout: float, now: float) -> bool:
         return not holds
 
-    def overdue(self, holds: tuple[Hold, ...], timeout: float, now: float) -> list[str]:
+    def overdue(self, holds: tuple[Hold, ...], limit: float, now: float) -> list[str]:
         return []
 
 

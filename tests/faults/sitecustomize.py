@@ -1,7 +1,9 @@
-"""Lets a test stop a real run at an exact moment: Python reads this file at start where it is on PYTHONPATH.
+"""Lets a test stop a real run at an exact moment, or give its parts known durations: Python reads this file at start
+where it is on PYTHONPATH.
 
     FAULT=module:function:n     the n-th call of that function, in whichever actor makes it, writes the file named by
                                 FAULT_MARK and then waits for ever, so that the test can kill what it wants to kill
+    DELAYS=module:function:s,...    every call of these functions first waits s seconds
     (Class.method for a method)
 
 The project's code knows nothing of it.
@@ -13,28 +15,38 @@ import importlib.machinery
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
 
-def stop_at(module: ModuleType, path: str, call: int) -> None:
-    """Wraps `module.path` so that its `call`-th call, counted from 1, never returns."""
-    owner: object = module
-    *classes, name = path.split(".")
-    for part in classes:
-        owner = getattr(owner, part)
-    function = getattr(owner, name)
+def stop_at(call: int) -> Callable[[], None]:
+    """Its `call`-th call, counted from 1, never returns."""
     calls = 0
 
-    @functools.wraps(function)
-    def wrapped(*args: object, **kwargs: object) -> object:
+    def before() -> None:
         nonlocal calls
         calls += 1
         if calls == call:
             Path(os.environ["FAULT_MARK"]).write_text(str(os.getpid()))
             while True:
                 signal.pause()
+
+    return before
+
+
+def wrap(module: ModuleType, path: str, before: Callable[[], None]) -> None:
+    """From now on `module.path` calls `before` first."""
+    owner: object = module
+    *classes, name = path.split(".")
+    for part in classes:
+        owner = getattr(owner, part)
+    function = getattr(owner, name)
+
+    @functools.wraps(function)
+    def wrapped(*args: object, **kwargs: object) -> object:
+        before()
         return function(*args, **kwargs)
 
     setattr(owner, name, wrapped)
@@ -43,8 +55,8 @@ def stop_at(module: ModuleType, path: str, call: int) -> None:
 class FaultFinder(importlib.abc.MetaPathFinder):
     """Finds the one module as usual, and wraps the function as soon as the module is loaded."""
 
-    def __init__(self, module: str, path: str, call: int) -> None:
-        self.module, self.path, self.call = module, path, call
+    def __init__(self, module: str, path: str, before: Callable[[], None]) -> None:
+        self.module, self.path, self.before = module, path, before
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -57,7 +69,7 @@ class FaultFinder(importlib.abc.MetaPathFinder):
 
         def exec_module(module: ModuleType) -> None:
             run(module)
-            stop_at(module, self.path, self.call)
+            wrap(module, self.path, self.before)
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
@@ -65,4 +77,7 @@ class FaultFinder(importlib.abc.MetaPathFinder):
 
 if fault := os.environ.get("FAULT"):
     fault_module, fault_path, fault_call = fault.split(":")
-    sys.meta_path.insert(0, FaultFinder(fault_module, fault_path, int(fault_call)))
+    sys.meta_path.insert(0, FaultFinder(fault_module, fault_path, stop_at(int(fault_call))))
+for delay in filter(None, os.environ.get("DELAYS", "").split(",")):
+    slow_module, slow_path, seconds = delay.split(":")
+    sys.meta_path.insert(0, FaultFinder(slow_module, slow_path, functools.partial(time.sleep, float(seconds))))

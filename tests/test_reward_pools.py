@@ -1,0 +1,127 @@
+"""Pools of rewards in real runs: slow ones hold nobody up, and those that fail, hang or die lose nothing."""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.pipelines import tiny_pipeline
+from tests.running import SMALL, TIMEOUT_S, launch, launched
+
+# A reward that judges by the picture's own bytes, so that the same pictures fail whoever scores them. The trial before
+# the first rollout begins with a ramp from 0 to 255.
+REWARD = """
+import hashlib, time
+from pathlib import Path
+import numpy as np
+
+class Reward:
+    def __call__(self, images, prompts):
+        scores = images.mean(axis=(1, 2, 3)).astype(np.float32)
+        if images[0].min() == 0 and images[0].max() == 255:
+            return scores
+        unlucky = [int(hashlib.sha256(image.tobytes()).hexdigest(), 16) % 10 == 0 for image in images]
+        {body}
+        return scores
+"""
+BATCHES = 6
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_pipeline(tmp_path_factory.mktemp("models") / "tiny")
+
+
+def command(model: Path, folder: Path, body: str, *more: str) -> list[str]:
+    (folder / "my_rewards.py").write_text(REWARD.format(body=body))
+    reward = ["rewards.mine.path=my_rewards:Reward", "rewards.mine.num_cpus=0.2", "rewards.compressibility.weight=0"]
+    return ["compressibility", *SMALL, f"model.path={model}", "run.name=run", *reward, *more]
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    files = sorted((folder / "runs" / "run" / "trajectories").glob("*.parquet"))
+    return [row for file in files for row in pq.read_table(file).to_pylist()]
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        pytest.param("if any(unlucky): raise RuntimeError('no face found')", "no face found", id="raises"),
+        pytest.param("scores[unlucky] = np.nan", "gave nan", id="NaN"),
+        pytest.param("scores = scores[: len(scores) - unlucky[0]]", "shape", id="one score too few"),
+    ],
+)
+def test_one_picture_in_ten_is_set_aside_with_the_reason(body: str, reason: str, model: Path, tmp_path: Path) -> None:
+    more = [f"run.batches={BATCHES}", "buffer.max_failed_share=0.6"]
+    done = launch(*command(model, tmp_path, body, *more), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = rows(tmp_path)
+    assert sorted(row["trajectory_id"] for row in found) == list(range(BATCHES * 8))
+    aside = [row for row in found if row["set_aside"]]
+    assert 0 < len(aside) < len(found) / 3
+    assert all("mine" in row["set_aside"] and reason in row["set_aside"] for row in aside)
+    assert all(row["reward"] == row["mine"] > 0 for row in found if not row["set_aside"])
+    assert f"set aside {len(aside)}" in done.stdout.replace(",", "") or "set aside" in done.stdout
+
+
+def test_a_reward_that_hangs_on_one_picture_is_killed_and_the_picture_set_aside(model: Path, tmp_path: Path) -> None:
+    body = """
+        cursed = Path('cursed')
+        mine = [hashlib.sha256(image.tobytes()).hexdigest() for image in images]
+        if not cursed.exists():
+            cursed.write_text(mine[-1])
+        if cursed.read_text() in mine:
+            time.sleep(3600)"""
+    more = ["run.batches=1", "evaluation.every=1", "buffer.max_failed_share=0.3", "rewards.mine.timeout_s=3"]
+    done = launch(*command(model, tmp_path, body, *more), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    files = [*(tmp_path / "runs" / "run").glob("trajectories/*.parquet")]
+    files += (tmp_path / "runs" / "run").glob("evaluation/*.parquet")
+    found = [row for file in files for row in pq.read_table(file).to_pylist()]
+    aside = [row["set_aside"] for row in found if row["set_aside"]]
+    assert len(aside) == 1 and "died on this picture alone" in aside[0]
+    assert len(found) == 8 + 2 * 4
+
+
+def test_with_its_pool_killed_every_20_seconds_every_trajectory_is_scored_once(model: Path, tmp_path: Path) -> None:
+    more = ["run.batches=8", "rewards.mine.count=2", "buffer.max_staleness=1"]
+    with launched(*command(model, tmp_path, "time.sleep(2)", *more), cwd=tmp_path) as run:
+        run.wait_for_line("batch 1/")
+        killed = 0
+        deadline = time.monotonic() + TIMEOUT_S
+        due = time.monotonic()
+        while run.process.poll() is None and time.monotonic() < deadline:
+            if time.monotonic() >= due:
+                for actor in run.actors("RewardActor"):
+                    os.kill(actor, signal.SIGKILL)
+                    killed += 1
+                due += 20
+            time.sleep(0.2)
+        _, errors = run.process.communicate(timeout=1)
+    assert run.process.returncode == 0, errors
+    assert killed >= 3
+    found = rows(tmp_path)
+    assert [row["trajectory_id"] for row in found] == list(range(8 * 8))
+    assert not any(row["set_aside"] for row in found)
+    assert all(row["reward"] == row["mine"] > 0 for row in found)
+    assert max(row["age"] for row in found) <= 1
+
+
+def test_samplers_hardly_wait_for_a_reward_as_slow_as_the_rollout(model: Path, tmp_path: Path) -> None:
+    """Rollout and reward take a second an order each, learning a second a batch of four orders."""
+    more = [f"run.batches={BATCHES}", "buffer.max_staleness=1"]
+    delays = "policy.rollout:rollout:1,learner.learner:Learner.train:1"
+    done = launch(*command(model, tmp_path, "time.sleep(1)", *more), cwd=tmp_path, delays=delays)
+    assert done.returncode == 0, done.stderr
+    found = rows(tmp_path)
+    orders = sorted({(row["claimed"], row["rolled_out"]) for row in found if 0 < row["batch"] < BATCHES - 1})
+    assert len(orders) == 4 * (BATCHES - 2)
+    span = (orders[-1][1] - orders[0][0]).total_seconds()
+    busy = sum((rolled_out - claimed).total_seconds() for claimed, rolled_out in orders)
+    print(f"the sampler waited {1 - busy / span:.1%} of {span:.1f} s")
+    assert span > len(orders)  # the delays were there
+    assert 1 - busy / span <= 0.05
