@@ -83,7 +83,8 @@ def pictures_failed(
     records = [record]
     for picture, reason in reasons.items():
         if rules.is_set_aside(counts[picture]):
-            records.append({"kind": "set_aside", "order": order_id, "pictures": [picture], "reason": reason})
+            aside = {"kind": "set_aside", "order": order_id, "pictures": [picture], "reason": f"{reward}: {reason}"}
+            records.append(aside)
     key = (order_id, reward)
     leases = {**state.leases, key: others} if others else without(state.leases, key)
     final = record_all(step.state, *records[1:]).state._replace(leases=leases, alone=without(state.alone, worker))

@@ -122,6 +122,7 @@ class LearnerConfig:
     betas: tuple[float, float] = (0.9, 0.999)  # AdamW's decay rates of the gradient's moments
     weight_decay: float = 1e-4  # AdamW's
     optimizer_steps: int = 2  # a batch; ddpo_sf takes one
+    train_steps: int | None = None  # of the denoising steps, the first so many; none trains on all
     clip_range: float = 1e-4  # of the ratio of mean-over-dimensions log-probs
     advantage_clip: float = 5.0  # largest absolute advantage, in standard deviations
     max_grad_norm: float = 1.0  # the gradient of an optimizer step is scaled down to this norm

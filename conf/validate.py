@@ -50,6 +50,7 @@ RANGES: dict[str, Check] = {
     "learner.lr": POSITIVE,
     "learner.weight_decay": NOT_NEGATIVE,
     "learner.optimizer_steps": AT_LEAST_ONE,
+    "learner.train_steps": (lambda x: x is None or x >= 1, "must be at least 1"),
     "learner.clip_range": POSITIVE,
     "learner.advantage_clip": POSITIVE,
     "learner.max_grad_norm": POSITIVE,
@@ -166,6 +167,11 @@ def _check_sizes(config: Config) -> None:
         raise UserError(
             f"learner.optimizer_steps={steps} is more than buffer.batch_size={size}, "
             "and each step needs a trajectory: lower it"
+        )
+    if config.learner.train_steps is not None and config.learner.train_steps > config.sampling.steps:
+        raise UserError(
+            f"learner.train_steps={config.learner.train_steps} is more than sampling.steps={config.sampling.steps}: "
+            "lower it, or leave it out to train on all"
         )
     if config.learner.algorithm is Algorithm.ddpo_sf and steps > 1:
         raise UserError(

@@ -73,15 +73,11 @@ if __name__ == "__main__":
     print(f"captions of {len(images)} rendered pictures kept for tests:", agreement(captions, scenes))
     counts = ask(captioner, images, [NUMBER_QUESTIONS[0].format(animals=plural(scene.animal)) for scene in scenes])
     animals = ask(captioner, images, [ANIMAL_QUESTIONS[0]] * len(images))
-    print("answers:", {
-        "number": np.mean([says(text, str(scene.number)) for text, scene in zip(counts, scenes, strict=True)]).round(4),
-        "animal": np.mean([says(text, scene.animal) for text, scene in zip(animals, scenes, strict=True)]).round(4),
-    })  # fmt: skip
-    others = ask(
-        captioner,
-        images,
-        [NUMBER_QUESTIONS[0].format(animals=plural(scenes[i - 1].animal)) for i in range(len(scenes))],
-    )
+    numbers = [says(text, str(scene.number)) for text, scene in zip(counts, scenes, strict=True)]
+    kinds = [says(text, scene.animal) for text, scene in zip(animals, scenes, strict=True)]
+    print(f"answers: number {np.mean(numbers):.4f}, animal {np.mean(kinds):.4f}")
+    strangers = [plural(scenes[i - 1].animal) for i in range(len(scenes))]
+    others = ask(captioner, images, [NUMBER_QUESTIONS[0].format(animals=animal) for animal in strangers])
     absent = [says(text, "zero") for i, text in enumerate(others) if scenes[i - 1].animal != scenes[i].animal]
     print(f"asked about animals that are not there, says zero: {np.mean(absent):.4f}")
 

@@ -1,4 +1,4 @@
-"""Trains the captioner: a LLaVA of 2 million parameters that answers questions about pictures.
+"""Trains the captioner: a LLaVA of 1.8 million parameters that answers questions about pictures.
 
 Resumable: the same command goes on from the last checkpoint. Batches follow from the seed and the step alone.
 
@@ -142,7 +142,7 @@ def train(steps: int, batch: int, lr: float, seed: int, folder: Path, out: Path)
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,4 +1,4 @@
-"""Trains a CLIP of 1.3 million parameters on pictures and captions, and an aesthetic head on its embeddings.
+"""Trains a CLIP of 1.4 million parameters on pictures and captions, and an aesthetic head on its embeddings.
 
 Nobody has rated these pictures, so the head is a stand-in: it learns a formula, the colourfulness of Hasler and
 Süsstrunk (2003), as a rating.
@@ -136,7 +136,8 @@ if __name__ == "__main__":
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=POOL, help="pictures and checkpoints")
+    parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(args.threads)
     train_clip(args.steps, args.batch, args.lr, args.seed, args.folder, WEIGHTS)
     train_head(WEIGHTS, args.seed, args.folder, HEAD)

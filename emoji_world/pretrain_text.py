@@ -1,4 +1,4 @@
-"""Trains the text model with which BERTScore compares captions and prompts: a BERT of half a million parameters.
+"""Trains the text model with which BERTScore compares captions and prompts: a BERT of 0.7 million parameters.
 
 Masked words of captions (Devlin et al. 2019), in the frames in which a captioner and a prompt use them.
 

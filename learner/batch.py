@@ -1,7 +1,7 @@
 """What the learner trains on: one batch as arrays."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -51,6 +51,12 @@ class Batch:
     def num_steps(self) -> int:
         """T."""
         return self.log_probs.shape[1]
+
+    def first_steps(self, count: int | None) -> "Batch":
+        """The same trajectories without the steps after the first `count`; None leaves them whole."""
+        if count is None:
+            return self
+        return replace(self, latents=self.latents[:, : count + 1], log_probs=self.log_probs[:, :count])
 
     @property
     def dimensions(self) -> int:

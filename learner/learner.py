@@ -52,12 +52,13 @@ class Learner:
         clip = self.config.learner.advantage_clip
         advantages = np.clip(self.tracker.advantages(batch.prompts, batch.rewards), -clip, clip)
         base = self.updater.kl_to_base(batch)
-        steps = self.updater.train(batch, advantages)
+        trained = batch.first_steps(self.config.learner.train_steps)
+        steps = self.updater.train(trained, advantages)
         self.optimizer_steps += sum(step.taken for step in steps)
         self.version = Version(batch.number + 1, lora.digest(self.policy.lora_state()))
         metrics = {
             **reward_metrics(batch, self.config.buffer.batch_size, self.tracker.stds()),
-            **update_metrics(batch, steps, base),
+            **update_metrics(trained, steps, base),
             "lr": self.config.learner.lr,
             "optimizer_steps": float(self.optimizer_steps),
             "microbatch": float(self.updater.microbatch),

@@ -208,7 +208,7 @@ def test_a_picture_that_raises_is_set_aside_and_the_others_are_scored(tmp_path: 
     assert b.add_scores("size", lease.order_id, lease.table_digest, scored(lease, caption=["a cat"]))
     finish(b)
     found = rows(tmp_path)[0]
-    assert found[1]["set_aside"] == "too dark 2" and found[1]["reward"] is None
+    assert found[1]["set_aside"] == "size: too dark 2" and found[1]["reward"] is None
     assert found[0]["size.caption"] == "a cat" and found[0]["reward"] == found[0]["size"]
 
 

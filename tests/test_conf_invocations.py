@@ -69,6 +69,8 @@ BAD = [
     (["compressibility", "buffer.batch_size=2", "buffer.order_size=1"], "buffer.batch_size=2 is too small"),
     (["compressibility", "evaluation.count=100"], "evaluation.count=100 is not divisible by buffer.order_size=16"),
     (["compressibility", "evaluation.grid=129"], "evaluation.grid=129 is more than evaluation.count=128"),
+    (["compressibility", "learner.train_steps=0"], "learner.train_steps=0 must be at least 1"),
+    (["compressibility", "learner.train_steps=7"], "learner.train_steps=7 is more than sampling.steps=6"),
     (["compressibility", "learner.optimizer_steps=65"], "learner.optimizer_steps=65 is more than"),
     (["compressibility", "learner.algorithm=ddpo_sf"], "ddpo_sf with learner.optimizer_steps=2"),
     (

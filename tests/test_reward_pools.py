@@ -13,7 +13,7 @@ from tests.pipelines import tiny_pipeline
 from tests.running import SMALL, TIMEOUT_S, launch, launched
 
 # A reward that judges by the picture's own bytes, so that the same pictures fail whoever scores them. The trial before
-# the first rollout begins with a ramp from 0 to 255.
+# the first rollout, which begins with a ramp from 0 to 255, always goes well.
 REWARD = """
 import hashlib, time
 from pathlib import Path
@@ -22,9 +22,11 @@ import numpy as np
 class Reward:
     def __call__(self, images, prompts):
         scores = images.mean(axis=(1, 2, 3)).astype(np.float32)
-        if images[0].min() == 0 and images[0].max() == 255:
+        ramp = np.linspace(0, 255, images[0].size).astype(np.uint8)
+        if (images[0].ravel() == ramp).all():
             return scores
-        unlucky = [int(hashlib.sha256(image.tobytes()).hexdigest(), 16) % 10 == 0 for image in images]
+        numbers = [int(hashlib.sha256(image.tobytes()).hexdigest(), 16) for image in images]
+        unlucky = [number // 10 % 3 if number % 10 == 0 else None for number in numbers]
         {body}
         return scores
 """
@@ -47,25 +49,29 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     return [row for file in files for row in pq.read_table(file).to_pylist()]
 
 
-@pytest.mark.parametrize(
-    ("body", "reason"),
-    [
-        pytest.param("if any(unlucky): raise RuntimeError('no face found')", "no face found", id="raises"),
-        pytest.param("scores[unlucky] = np.nan", "gave nan", id="NaN"),
-        pytest.param("scores = scores[: len(scores) - unlucky[0]]", "shape", id="one score too few"),
-    ],
-)
-def test_one_picture_in_ten_is_set_aside_with_the_reason(body: str, reason: str, model: Path, tmp_path: Path) -> None:
-    more = [f"run.batches={BATCHES}", "buffer.max_failed_share=0.6"]
-    done = launch(*command(model, tmp_path, body, *more), cwd=tmp_path)
+def test_one_picture_in_ten_that_fails_is_set_aside_with_the_reason(model: Path, tmp_path: Path) -> None:
+    """It raises, is given NaN, or costs the whole answer a score: a third of the failing pictures each."""
+    body = """
+        if 0 in unlucky: raise RuntimeError('no face found')
+        scores[[kind == 1 for kind in unlucky]] = np.nan
+        if unlucky[0] == 2: scores = scores[:-1]"""
+    batches = 30  # of 8: some two dozen failures, on any machine, whatever its last bits
+    done = launch(
+        *command(model, tmp_path, body, f"run.batches={batches}", "buffer.max_failed_share=0.9"), cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     found = rows(tmp_path)
-    assert sorted(row["trajectory_id"] for row in found) == list(range(BATCHES * 8))
-    aside = [row for row in found if row["set_aside"]]
-    assert 0 < len(aside) < len(found) / 3
-    assert all("mine" in row["set_aside"] and reason in row["set_aside"] for row in aside)
+    assert sorted(row["trajectory_id"] for row in found) == list(range(batches * 8))
+    aside = [row["set_aside"] for row in found if row["set_aside"]]
+    assert 0 < len(aside) < len(found) / 4
+    for reason in (
+        "mine: RuntimeError: no face found",
+        "mine: Reward mine gave nan",
+        "mine: Reward mine gave scores of",
+    ):
+        assert any(text.startswith(reason) for text in aside), aside
     assert all(row["reward"] == row["mine"] > 0 for row in found if not row["set_aside"])
-    assert f"set aside {len(aside)}" in done.stdout.replace(",", "") or "set aside" in done.stdout
+    assert "set aside" in done.stdout
 
 
 def test_a_reward_that_hangs_on_one_picture_is_killed_and_the_picture_set_aside(model: Path, tmp_path: Path) -> None:

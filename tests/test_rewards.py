@@ -206,7 +206,11 @@ number = 3
 @pytest.mark.parametrize(
     ("path", "args", "message"),
     [
-        ("compresibility", {}, r"neither built in \(aesthetic, clip_score, compressibility, incompressibility\)"),
+        (
+            "compresibility",
+            {},
+            r"neither built in \(aesthetic, caption, clip_score, compressibility, incompressibility, vqa\)",
+        ),
         ("their_rewards.py:Fussy", {}, "form module:Class"),
         ("their_rewards/Fussy", {}, "form module:Class"),
         ("no_such_module:Fussy", {}, "there is no module no_such_module; put no_such_module.py into"),
