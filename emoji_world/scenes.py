@@ -77,15 +77,13 @@ def caption(scene: Scene) -> str:
 
 
 def parse(text: str) -> Scene:
-    """The scene of a caption. Reads all that `caption` writes, "one", digits ("3 cats"), a bare animal ("cat") and
-    sentences ("a cat is riding a bike", "the cats are three")."""
+    """The scene of a caption. Reads all that `caption` writes, "one", digits ("3 cats"), a bare animal ("cat"),
+    sentences ("a cat is riding a bike") and "on a bike"."""
     words = [word for word in text.lower().strip().rstrip(".").split() if word not in ("is", "are")]
-    words = words[1:] if words[:1] == ["the"] else words
-    if words[-1:] and words[-1] in NUMBER_WORDS.values():
-        words = [words[-1], *words[:-1]]
     counts = {"a": 1, "an": 1, "one": 1, "two": 2, "three": 3, "four": 4, "1": 1, "2": 2, "3": 3, "4": 4}
     number = counts[words.pop(0)] if words and words[0] in counts else 1
     name, setting_text = (words[0] if words else ""), " ".join(words[1:])
+    setting_text = SETTINGS["bike"] if setting_text == "on a bike" else setting_text
     animal = next((a for a in ANIMALS if name in (a, plural(a))), None)
     setting = next((key for key, phrase in {"": "", **SETTINGS}.items() if phrase == setting_text), None)
     if animal is None or setting is None:
@@ -144,12 +142,10 @@ def make_manifest() -> dict:
             "emoji_held_out_animals_bare": _captions(HELD_OUT_ANIMALS, (1,), ("",)),
             "emoji_counting": _captions(FINETUNE_ANIMALS, (2, 3, 4), ("",)),
             "emoji_held_out_counting": _captions(HELD_OUT_ANIMALS, (2, 3, 4), ("",)),
-            # In words that pretraining did not teach, so that there is something to gain: the base model draws familiar
+            # What pretraining did not teach, so that there is something to gain: the base model draws familiar
             # captions right nine times in ten and more (docs/results.md).
             "emoji_activity_sentences": [_sentence(a, s) for a, s in itertools.product(ANIMALS, ACTIVITIES)],
-            "emoji_counting_sentences": [
-                f"the {plural(a)} are {NUMBER_WORDS[n]}" for a, n in itertools.product(ANIMALS, (2, 3, 4))
-            ],
+            "emoji_counting_on_a_bike": [f"{text} on a bike" for text in _captions(ANIMALS, (2, 3, 4), ("",))],
             "emoji_all": [caption(scene) for scene in all_scenes()],
         },
     }

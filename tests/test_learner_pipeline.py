@@ -304,3 +304,18 @@ def test_advantages_are_clipped_and_given_by_row(config: Config) -> None:
     advantages = learner.train(batch).advantages
     values = (np.arange(8) - 3.5) / np.std(np.arange(8))
     np.testing.assert_allclose(advantages, np.clip(values, -0.5, 0.5), rtol=1e-5)
+
+
+def test_steps_after_the_first_few_are_not_trained_on(config: Config) -> None:
+    """Whatever the last steps hold, the weights after the update are the same; not so when all steps count."""
+    for count, same in ((2, True), (None, False)):
+        config.learner.train_steps = count
+        digests = []
+        for noise in (0.0, 0.3):
+            learner = Learner(load(config), config)
+            batch = make_batch(learner.policy, 0)
+            latents = batch.latents.copy()
+            latents[:, 3:] += noise  # of step 2 and later; step 1 ends at latents 2
+            learner.train(dataclasses.replace(batch, latents=latents))
+            digests.append(learner.version.digest)
+        assert (digests[0] == digests[1]) is same
