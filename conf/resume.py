@@ -27,8 +27,8 @@ from conf.schema import Config
 MAY_CHANGE = re.compile(
     r"experiment|run\.(name|dir)|ray\..*"
     r"|prompts\..*"  # where prompts come from; what they are is compared itself
-    r"|run\.batches"  # upward
-    r"|(samplers|rewards\.[^.]+)\.count|(samplers|learner|rewards\.[^.]+)\.num_(cpus|gpus)"
+    r"|run\.(batches|mirror)"  # batches upward
+    r"|(samplers|learner|rewards\.[^.]+)\.count|(samplers|learner|rewards\.[^.]+)\.num_(cpus|gpus)"
     r"|rewards\.[^.]+\.timeout_s|buffer\.(claim_timeout_s|keep_batches|max_failed_share)|checkpoints\.keep"
 )
 

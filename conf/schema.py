@@ -48,6 +48,7 @@ class RunConfig:
     dir: str = "runs"  # where run folders lie: the head's disk or a file system that all hosts share
     seed: int = 0  # every random number of the run follows from it
     batches: int = 40  # how many batches to train; may be raised when resuming
+    mirror: str | None = None  # a URI (s3://…, gs://…, file:///…) that finished batches are copied to as they come
 
 
 @dataclass
@@ -124,6 +125,7 @@ class LearnerConfig:
     optimizer_steps: int = 2  # a batch; ddpo_sf takes one
     train_steps: int | None = None  # of the denoising steps, the first so many; none trains on all
     clip_range: float = 1e-4  # of the ratio of mean-over-dimensions log-probs
+    decoupled: bool | None = None  # clip against the policy at the batch's start; null: with max_staleness above 1
     advantage_clip: float = 5.0  # largest absolute advantage, in standard deviations
     max_grad_norm: float = 1.0  # the gradient of an optimizer step is scaled down to this norm
     tracker_size: int = 32  # rewards remembered for each prompt
@@ -131,9 +133,10 @@ class LearnerConfig:
     guidance_gradient: GuidanceGradient = GuidanceGradient.full  # conditional leaves out the half without a prompt
     microbatch: int = 64  # (trajectory, timestep) pairs in memory at once; the gradient does not depend on it
     gradient_checkpointing: bool = False  # compute activations again in the backward pass: less memory, more time
-    num_cpus: float = 1.0  # by which Ray places it
-    num_gpus: float = 1.0  # taken as 0, and said so, on a cluster without GPUs
-    threads: int = 1  # torch threads; last bits of results depend on it
+    count: int = 1  # ranks, one actor each, that share a batch and average their gradients
+    num_cpus: float = 1.0  # of one rank, by which Ray places it
+    num_gpus: float = 1.0  # of one rank; taken as 0, and said so, on a cluster without GPUs
+    threads: int = 1  # torch threads of one rank; last bits of results depend on it
 
 
 @dataclass
