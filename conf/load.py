@@ -9,7 +9,7 @@ Everything that is wrong with any of them is a UserError of one sentence.
 import dataclasses
 import difflib
 from pathlib import Path
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, get_args, get_type_hints
 
 import yaml
@@ -202,7 +202,7 @@ def _check_leaf(key: str, value: Any, hint: Any, where: str) -> None:
     lone = dataclasses.make_dataclass("Lone", [("value", hint, dataclasses.field(default="???"))])
     # A truth value is only a truth value, and text only text: OmegaConf would read 3 as true and 7 as "7".
     allowed = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    loose = (bool in allowed and not isinstance(value, bool | str)) or (
+    loose = (bool in allowed and not isinstance(value, bool | str) and not (value is None and NoneType in allowed)) or (
         str in allowed and isinstance(value, list | dict)
     )
     try:

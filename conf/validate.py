@@ -169,6 +169,11 @@ def _check_sizes(config: Config) -> None:
             f"learner.optimizer_steps={steps} is more than buffer.batch_size={size}, "
             "and each step needs a trajectory: lower it"
         )
+    if config.learner.count > size // steps:
+        raise UserError(
+            f"learner.count={config.learner.count} is more than the {size // steps} trajectories of an optimizer step "
+            f"(buffer.batch_size={size} by learner.optimizer_steps={steps}): lower it"
+        )
     if config.learner.train_steps is not None and config.learner.train_steps > config.sampling.steps:
         raise UserError(
             f"learner.train_steps={config.learner.train_steps} is more than sampling.steps={config.sampling.steps}: "
@@ -183,6 +188,11 @@ def _check_sizes(config: Config) -> None:
         raise UserError(
             f"learner.algorithm=ddpo_sf with buffer.max_staleness={config.buffer.max_staleness}: its gradient holds "
             "only for fresh data, so set buffer.max_staleness=0, or take ddpo_is"
+        )
+    if config.learner.algorithm is Algorithm.ddpo_sf and config.learner.decoupled:
+        raise UserError(
+            "learner.algorithm=ddpo_sf with learner.decoupled=true: it has no ratio to be clipped, so leave "
+            "learner.decoupled out, or take ddpo_is"
         )
     if config.learner.tracker_min_count > config.learner.tracker_size:
         raise UserError(

@@ -14,6 +14,7 @@ from learner.advantages import PerPromptTracker
 from learner.batch import Batch
 from learner.metrics import reward_metrics, update_metrics
 from learner.optimizer_state import load_optimizer_state, optimizer_state
+from learner.ranks import Ranks
 from learner.update import Updater
 from policy import lora
 from policy.policy import Policy
@@ -29,11 +30,12 @@ class Learner:
     """Trains batches 0, 1, 2, ... in that order. Same settings, same batches, same threads: the same bits, whether or
     not `save` and `restore` come in between."""
 
-    def __init__(self, policy: Policy, config: Config) -> None:
-        """policy: loaded with trainable=True."""
+    def __init__(self, policy: Policy, config: Config, ranks: Ranks | None = None) -> None:
+        """policy: loaded with trainable=True. ranks: those that train together; each has a Learner of its own, given
+        the same batches."""
         self.policy = policy
         self.config = config
-        self.updater = Updater(policy, config.learner, config.run.seed)
+        self.updater = Updater(policy, config.learner, config.run.seed, decoupled(config), ranks)
         self.tracker = PerPromptTracker(config.learner.tracker_size, config.learner.tracker_min_count)
         self.optimizer_steps = 0  # taken since version 0
         self.metrics: dict[str, float] = {}  # of the batch trained last
@@ -114,3 +116,9 @@ class Learner:
             "model.lora.targets": list(lora_config.targets),
             "learner.algorithm": str(self.config.learner.algorithm),
         }
+
+
+def decoupled(config: Config) -> bool:
+    """Whether the objective is the decoupled one: as `learner.decoupled` says, or where data may be older than one
+    version."""
+    return config.buffer.max_staleness > 1 if config.learner.decoupled is None else config.learner.decoupled

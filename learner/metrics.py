@@ -8,6 +8,8 @@ import numpy as np
 from learner.batch import Batch
 from learner.update import BaseKL, StepResult
 
+CLIP_GROUPS = 10  # curves of the clip fraction, at most
+
 
 def reward_metrics(batch: Batch, batch_size: int, prompt_stds: dict[str, float]) -> dict[str, float]:
     """Of the batch as it came. prompt_stds: std of each prompt's remembered rewards."""
@@ -34,10 +36,12 @@ def update_metrics(batch: Batch, steps: Sequence[StepResult], base: BaseKL) -> d
     taken = [step for step in steps if step.taken]
     approx_kl = _mean([step.approx_kl.mean(dtype=np.float64) for step in taken])
     metrics = {
-        "ratio/mean": float(first.ratio.mean(dtype=np.float64)),
+        "ratio/mean": float(np.exp(first.log_ratio, dtype=np.float64).mean()),
         "ratio/gap": float(np.abs(first.log_ratio[fresh]).max()) if fresh.any() else math.nan,
         "ratio/max_abs_log": float(np.abs(first.log_ratio).max()),
         "ratio/max_abs_log_true": float(np.abs(first.log_ratio).max()) * batch.dimensions,
+        "ess/step": effective_sample_size(batch.dimensions * first.log_ratio.astype(np.float64)),
+        "ess/trajectory": effective_sample_size(batch.dimensions * _sum_by_row(first)),
         "loss": _mean([step.loss for step in taken]),
         "clip_fraction": _mean([step.clipped.mean() for step in taken]),
         "kl/step": approx_kl,
@@ -46,8 +50,33 @@ def update_metrics(batch: Batch, steps: Sequence[StepResult], base: BaseKL) -> d
         "kl/base": base.trajectory,
         "kl/base_per_dimension": base.dimension,
         "non_finite_steps": float(len(steps) - len(taken)),
+        **_clip_fractions(batch.num_steps, taken),
     }
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
+def effective_sample_size(log_weights: np.ndarray) -> float:
+    """(sum w)^2 / (n sum w^2), a share between 1/n and 1 (Kish 1965); log_weights: true log-ratios, float64 [n]."""
+    weights = np.exp(log_weights - log_weights.max())
+    return float(weights.sum() ** 2 / (weights**2).sum() / len(weights))
+
+
+def _sum_by_row(step: StepResult) -> np.ndarray:
+    """float64 [trajectories of the optimizer step]: log-ratios summed over timesteps, all of which are in the step."""
+    rows, places = np.unique(step.pairs.rows, return_inverse=True)
+    return np.bincount(places, step.log_ratio.astype(np.float64), len(rows))
+
+
+def _clip_fractions(num_steps: int, steps: Sequence[StepResult]) -> dict[str, float]:
+    """Share of pairs clipped at each denoising step, 0 the first; where there are more than ten, at a tenth of them."""
+    groups = np.array_split(np.arange(num_steps), min(num_steps, CLIP_GROUPS))
+    at = np.concatenate([step.pairs.steps for step in steps]) if steps else np.empty(0)
+    clipped = np.concatenate([step.clipped for step in steps]) if steps else np.empty(0)
+    names = [f"{group[0]:02d}" if len(group) == 1 else f"{group[0]:02d}-{group[-1]:02d}" for group in groups]
+    return {
+        f"clip_fraction/step_{name}": _mean(clipped[np.isin(at, group)])
+        for name, group in zip(names, groups, strict=True)
+    }
 
 
 def _mean(values: Sequence[float] | np.ndarray) -> float:

@@ -6,7 +6,7 @@
             ratio   = exp(log p - log p_old)                                        learner/losses.py
             loss    = max(-A ratio, -A clip(ratio, 1 - c, 1 + c)) / number of pairs
             accumulate the gradient of loss
-        clip the gradient's norm, take a step of AdamW
+        sum the gradient over the learner's ranks, clip its norm, take a step of AdamW
 
 docs/algorithm.md has the equations beside the lines. Every random choice follows from (seed, batch number).
 """
@@ -24,7 +24,8 @@ from torch import Tensor
 from buffer.errors import RunStopped
 from conf.schema import LearnerConfig
 from learner.batch import Batch, TrainablePolicy
-from learner.losses import LOSSES, LossInputs, LossOutputs
+from learner.losses import LOSSES, LossInputs, LossOutputs, ddpo_decoupled
+from learner.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -58,7 +59,7 @@ class StepResult:
     loss: float
     grad_norm: float  # before clipping
     log_ratio: np.ndarray  # log p - log p_old, a mean over C,H,W
-    ratio: np.ndarray
+    ratio: np.ndarray  # what is clipped, see learner/losses.py
     clipped: np.ndarray  # bool
     approx_kl: np.ndarray  # on the scale of the mean over C,H,W
 
@@ -76,17 +77,30 @@ class BaseKL:
 
 
 class Updater:
-    """The optimizer and what it trains. `microbatch` shrinks when memory runs out."""
+    """The optimizer and what it trains. `microbatch` shrinks when memory runs out.
 
-    def __init__(self, policy: TrainablePolicy, config: LearnerConfig, seed: int) -> None:
+    With several ranks, every rank has an Updater and makes the same calls with the same batches; results are the same
+    on all of them.
+    """
+
+    def __init__(
+        self,
+        policy: TrainablePolicy,
+        config: LearnerConfig,
+        seed: int,
+        decoupled: bool = False,
+        ranks: Ranks | None = None,
+    ) -> None:
         self.policy = policy
         self.config = config
         self.seed = seed
+        self.decoupled = decoupled
+        self.ranks = ranks or Ranks()
         self.parameters = policy.lora_parameters()
         self.optimizer = torch.optim.AdamW(
             list(self.parameters.values()), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
         )
-        self.loss = LOSSES[config.algorithm]
+        self.loss = ddpo_decoupled if decoupled else LOSSES[config.algorithm]
         self.microbatch = config.microbatch
         self.halvings = 0
         self.non_finite_in_a_row = 0
@@ -98,50 +112,60 @@ class Updater:
         memory.
         """
         steps = shares(batch, self.config.optimizer_steps, self.seed)
-        return [self._optimizer_step(batch, advantages, pairs) for pairs in steps]
+        proximal = self.proximal_log_probs(batch, steps) if self.decoupled else None
+        return [self._optimizer_step(batch, advantages, pairs, proximal) for pairs in steps]
 
-    def _optimizer_step(self, batch: Batch, advantages: np.ndarray, pairs: Pairs) -> StepResult:
-        outputs = self.within_memory(lambda microbatch: self.gradient(batch, advantages, pairs, microbatch))
-        # Here the LoRA gradients of one optimizer step are complete: the only place where ranks would have to meet.
+    def _optimizer_step(
+        self, batch: Batch, advantages: np.ndarray, pairs: Pairs, proximal: np.ndarray | None
+    ) -> StepResult:
+        outputs = self.within_memory(lambda microbatch: self.gradient(batch, advantages, pairs, microbatch, proximal))
+        self.ranks.sum(parameter.grad for parameter in self.parameters.values() if parameter.grad is not None)
+        loss, log_ratio, ratio, clipped, approx_kl = self.ranks.gather(_stacked(outputs))
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm).item()
-        loss = outputs.loss.mean().item()
-        taken = math.isfinite(loss) and math.isfinite(norm)
+        mean_loss = loss.mean().item()
+        taken = math.isfinite(mean_loss) and math.isfinite(norm)
         if taken:
             self.optimizer.step()
             self.non_finite_in_a_row = 0
         self.optimizer.zero_grad()
         if not taken:
-            self._count_non_finite(batch.number, loss, norm)
+            self._count_non_finite(batch.number, mean_loss, norm)
         return StepResult(
             pairs=pairs,
             taken=taken,
-            loss=loss,
+            loss=mean_loss,
             grad_norm=norm,
-            ratio=outputs.ratio.cpu().numpy(),
-            log_ratio=outputs.log_ratio.cpu().numpy(),
-            clipped=outputs.clipped.cpu().numpy(),
-            approx_kl=outputs.approx_kl.cpu().numpy(),
+            ratio=ratio.numpy(),
+            log_ratio=log_ratio.numpy(),
+            clipped=clipped.numpy().astype(bool),
+            approx_kl=approx_kl.numpy(),
         )
 
-    def gradient(self, batch: Batch, advantages: np.ndarray, pairs: Pairs, microbatch: int) -> LossOutputs:
-        """Leaves in `.grad` the gradient of the mean loss over `pairs`, whatever `microbatch` is; nothing is stepped.
+    def gradient(
+        self,
+        batch: Batch,
+        advantages: np.ndarray,
+        pairs: Pairs,
+        microbatch: int,
+        proximal: np.ndarray | None = None,
+    ) -> LossOutputs:
+        """Leaves in `.grad` this rank's part of the gradient of the mean loss over `pairs` (the sum over ranks is the
+        whole), whatever `microbatch` is; nothing is stepped.
 
-        Returns the losses, without their graphs, in the order of `pairs`.
+        proximal: float [n, T], for the decoupled objective; by default the behaviour policy's log-probs. Returns the
+        losses of this rank's part, without their graphs, in the order of `pairs`.
         """
-        self.optimizer.zero_grad()
+        for parameter in self.parameters.values():  # zeros, not None: a rank may have no pairs at all
+            parameter.grad = torch.zeros_like(parameter)
         parts = []
-        for part in pairs.split(microbatch):
-            log_probs = self.policy.log_prob(
-                _tensor(batch.latents, part.rows, part.steps),
-                _tensor(batch.latents, part.rows, part.steps + 1),
-                torch.from_numpy(part.steps),
-                self.policy.encode([batch.prompts[row] for row in part.rows]),
-                self.config.guidance_gradient,
-            )
+        for part in self._mine(pairs).split(microbatch):
+            log_probs = self._log_probs(batch, part)
+            measured = batch.log_probs if proximal is None else proximal
             outputs = self.loss(
                 LossInputs(
                     log_probs=log_probs,
                     old_log_probs=_tensor(batch.log_probs, part.rows, part.steps).to(log_probs),
+                    proximal_log_probs=_tensor(measured, part.rows, part.steps).to(log_probs),
                     advantages=_tensor(advantages, part.rows).to(log_probs),
                     clip_range=self.config.clip_range,
                 )
@@ -157,8 +181,35 @@ class Updater:
         )
 
     @torch.no_grad()
+    def proximal_log_probs(self, batch: Batch, steps: list[Pairs]) -> np.ndarray:
+        """float [n, T]: log-probs of the present policy at this rank's part of each step's pairs, and nan elsewhere."""
+        proximal = np.full_like(batch.log_probs, np.nan)
+        for pairs in steps:
+            mine = self._mine(pairs)
+
+            def measure(microbatch: int, mine: Pairs = mine) -> Tensor:
+                return torch.cat([self._log_probs(batch, part).cpu() for part in mine.split(microbatch)])
+
+            proximal[mine.rows, mine.steps] = self.within_memory(measure).numpy()
+        return proximal
+
+    def _mine(self, pairs: Pairs) -> Pairs:
+        """This rank's part: of the same size on all ranks, but for one."""
+        part = self.ranks.part(len(pairs))
+        return Pairs(pairs.rows[part], pairs.steps[part])
+
+    def _log_probs(self, batch: Batch, pairs: Pairs) -> Tensor:
+        return self.policy.log_prob(
+            _tensor(batch.latents, pairs.rows, pairs.steps),
+            _tensor(batch.latents, pairs.rows, pairs.steps + 1),
+            torch.from_numpy(pairs.steps),
+            self.policy.encode([batch.prompts[row] for row in pairs.rows]),
+            self.config.guidance_gradient,
+        )
+
+    @torch.no_grad()
     def kl_to_base(self, batch: Batch) -> BaseKL:
-        """Measured on a seeded subset of the batch's pairs."""
+        """Measured on a seeded subset of the batch's pairs, each rank at its part."""
         chosen = _generator(self.seed, batch.number, 1).choice(
             len(batch) * batch.num_steps, min(KL_PAIRS, len(batch) * batch.num_steps), replace=False
         )
@@ -166,7 +217,7 @@ class Updater:
 
         def measure(microbatch: int) -> float:
             total = 0.0
-            for part in pairs.split(microbatch):
+            for part in self._mine(pairs).split(microbatch):
                 state = (
                     _tensor(batch.latents, part.rows, part.steps),
                     torch.from_numpy(part.steps),
@@ -176,9 +227,11 @@ class Updater:
                 with self.policy.base():
                     base_mean, _ = self.policy.gaussian(*state)
                 total += ((mean - base_mean) ** 2 / (2 * std**2)).mean(dim=(1, 2, 3)).sum().item()
-            return total / len(pairs)
+            return total
 
-        dimension = self.within_memory(measure)
+        total = torch.tensor(self.within_memory(measure), dtype=torch.float64)
+        self.ranks.sum([total])
+        dimension = total.item() / len(pairs)
         return BaseKL(trajectory=dimension * batch.dimensions * batch.num_steps, dimension=dimension)
 
     def within_memory(self, work: Callable[[int], T]) -> T:
@@ -223,6 +276,12 @@ def shares(batch: Batch, optimizer_steps: int, seed: int) -> list[Pairs]:
         Pairs(rows=np.tile(rows, batch.num_steps), steps=timesteps[rows].T.reshape(-1))
         for rows in np.array_split(order, min(optimizer_steps, len(batch)))
     ]
+
+
+def _stacked(outputs: LossOutputs) -> Tensor:
+    """[5, n] without graphs, in the dtype of the log-probs."""
+    rows = (outputs.loss, outputs.log_ratio, outputs.ratio, outputs.clipped, outputs.approx_kl)
+    return torch.stack([row.detach().to(outputs.ratio) for row in rows])
 
 
 def _generator(seed: int, batch: int, use: int) -> np.random.Generator:
