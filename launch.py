@@ -18,6 +18,7 @@ from conf.errors import UserError
 from conf.load import help_text, load
 from conf.prompts import resolve_prompts
 from conf.resume import RunLock, check_resume, save_config
+from conf.scale import ask
 from conf.schema import Config
 from conf.validate import cluster_fits, effective_gpus, validate
 from evaluation.report import write_report
@@ -33,6 +34,9 @@ def main(arguments: list[str]) -> int:
         print(help_text())
         return 0
     try:
+        if arguments[0] == "--scale":
+            print(ask(Path(arguments[1]) if len(arguments) > 1 else Path(), arguments[2:]))
+            return 0
         config = load(arguments)
         validate(config)
         check_model(config.model)
@@ -59,8 +63,8 @@ def train(config: Config, prompts: list[str], run_dir: Path) -> None:
     """Until the run is finished, is stopped by Ctrl-C, or cannot go on."""
     sizes = config.buffer
     plan = Plan(config.run.seed, tuple(prompts), sizes.batch_size, sizes.order_size, config.evaluation.count)
-    ctrl_c = CtrlC()
     with cluster(config) as resources, Display(run_dir.name, config.run.batches) as display:
+        ctrl_c = CtrlC()  # after Ray has set its own
         fitted, remarks = effective_gpus(config, resources)
         cluster_fits(fitted, resources)
         for remark in remarks:
@@ -76,7 +80,7 @@ def train(config: Config, prompts: list[str], run_dir: Path) -> None:
                 if news.finished or (draining and not news.status["taken_by"]):
                     break
                 if ctrl_c.pressed and not draining:
-                    display.say("Ctrl-C: the batch in training is finished first; once more stops at once")
+                    display.say(f"{ctrl_c.pressed}: the batch in training is finished first; once more stops at once")
                     driver.drain()
                     draining = True
             driver.record(news)
@@ -101,16 +105,17 @@ def in_words(change: Comparison | None) -> str:
 
 
 class CtrlC:
-    """The first Ctrl-C is only noted; from the second on it interrupts as usual."""
+    """The first Ctrl-C or SIGTERM (a spot instance's warning) is only noted; from the second on it interrupts."""
 
     def __init__(self) -> None:
-        self.pressed = False
+        self.pressed = ""  # what it was
         signal.signal(signal.SIGINT, self._handle)
+        signal.signal(signal.SIGTERM, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.pressed:
             raise KeyboardInterrupt
-        self.pressed = True
+        self.pressed = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
 
 
 if __name__ == "__main__":

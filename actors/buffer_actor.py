@@ -3,6 +3,8 @@ the references of published weights, which the driver owns."""
 
 import asyncio
 import contextlib
+import ctypes
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from buffer.messages import Claim, Lease, TakenBatch
 from buffer.orders import Plan, Version
 
 T = TypeVar("T")
+SIG_DFL = None  # as C has it: a null pointer
 Seconds = dict[str, float]
 
 
@@ -40,6 +43,7 @@ class BufferActor:
     """One a run. Ray restarts it where there is room; it then replays the journal under the next epoch."""
 
     def __init__(self, run_dir: str, plan: Plan, settings: dict[str, Any]) -> None:
+        die_of_sigterm()
         self.buffer = TrajectoryBuffer(Path(run_dir), plan, **settings)
         self.weights: dict[Version, list[ray.ObjectRef]] = {}
         self.seconds: dict[str, Seconds] = {}
@@ -75,9 +79,16 @@ class BufferActor:
     ) -> None:
         self._change(lambda: self.buffer.pictures_failed(reward, order_id, table_digest, worker, reasons))
 
-    async def take(self, worker: str, seconds: Seconds, wait_s: float) -> TakenBatch | None:
-        self.seconds[worker] = seconds
-        return await self._wait_for(lambda: None if self._refused(worker) else self.buffer.take(worker), wait_s)
+    async def take(self, group: str, rank: str, seconds: Seconds, wait_s: float) -> TakenBatch | None:
+        """The next batch, for each rank of the group; while draining only the batch that one of them has already."""
+        self.seconds[rank] = seconds
+
+        def take() -> TakenBatch | None:
+            taken = self.buffer.state.taken
+            has_it = taken is not None and taken.worker == group
+            return None if group in self.dead or (self.draining and not has_it) else self.buffer.take(group)
+
+        return await self._wait_for(take, wait_s)
 
     async def trying_alone(self, worker: str, trajectory_id: int | None) -> None:
         self._change(lambda: self.buffer.trying_alone(worker, trajectory_id))
@@ -99,9 +110,10 @@ class BufferActor:
         served = set(self.buffer.served())
         self.weights = {known: reference for known, reference in self.weights.items() if known in served}
 
-    async def worker_died(self, worker: str) -> None:
+    async def worker_died(self, worker: str, blameless: bool = False) -> None:
+        """blameless: it was ended on purpose, or its node died; that says nothing against what it worked on."""
         self.dead.add(worker)
-        self._change(lambda: self.buffer.worker_died(worker))
+        self._change(lambda: self.buffer.worker_died(worker, node_lives=not blameless))
 
     async def evaluation_missed(self, version: int, why: str) -> None:
         self._change(lambda: self.buffer.evaluation_missed(version, why))
@@ -161,3 +173,12 @@ class BufferActor:
             except TimeoutError:
                 return None
         return None
+
+
+def die_of_sigterm() -> None:
+    """What SIGTERM does to any process: end it. Ray's own handler lets an asynchronous actor finish its calls first,
+    which wait for one another, and so leaves one that neither lives nor dies. Nothing is lost by a sudden end.
+
+    By C's function, because Python's own works in a process's main thread only, and Ray makes the actor in another.
+    """
+    ctypes.CDLL(None).signal(signal.SIGTERM, SIG_DFL)

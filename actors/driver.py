@@ -31,7 +31,9 @@ from actors.sampler_actor import SamplerActor
 from buffer.combination import Combination
 from buffer.errors import RunStopped
 from buffer.orders import Plan, Version
+from conf import scale
 from conf.errors import UserError
+from conf.resume import save_config
 from conf.schema import Combine, Config
 from evaluation.grids import captions_of, save_grid
 from evaluation.record import record_sitting
@@ -67,10 +69,9 @@ class Driver:
             self.log.close()
 
     def try_rewards(self, image_size: tuple[int, int]) -> None:
-        """Starts the reward actors and tries each reward on two pictures. Raises UserError for one that is no good."""
-        for name, reward in self.config.rewards.items():
-            for index in range(reward.count):
-                self.rewards[f"reward-{name}-{index}"] = self._reward(name)(f"reward-{name}-{index}.0")
+        """Starts an actor of each reward and tries it on two pictures. Raises UserError for one that is no good."""
+        for name in self.config.rewards:
+            (self.rewards[f"reward-{name}-0"],) = self._reward(name)(f"reward-{name}-0.0")
         prompts = list(self.plan.prompts)
         trials: list[Any] = [actor.prepare.remote(prompts, image_size) for actor in self.rewards.values()]
         for place, trial in zip(self.rewards, trials, strict=True):
@@ -93,13 +94,21 @@ class Driver:
         self.log = MetricsLog(self.run_dir, trained=news.status["trained_batches"])
         self.started = time.time()
         self.fleet = Fleet(self.buffer)
-        for name, reward in self.config.rewards.items():
-            for index in range(reward.count):
-                place = f"reward-{name}-{index}"
-                self.fleet.add(Place(place, self._reward(name)), self.rewards.pop(place))
         self.fleet.add(Place("learner-0", self._learner))
-        for index in range(self.config.samplers.count):
-            self.fleet.add(Place(f"sampler-{index}", self._sampler))
+        self.scale(self.config)
+
+    def scale(self, config: Config) -> None:
+        """Starts or ends samplers and rewards until there are as many as `config` says; the learner stays."""
+        self.config = config
+        pools = {f"reward-{name}": (self._reward(name), reward.count) for name, reward in config.rewards.items()}
+        pools["sampler"] = (self._sampler, config.samplers.count)
+        for role, (start, count) in pools.items():
+            for place in [place for place in self.fleet.places if place.role == role and place.index >= count]:
+                self.fleet.remove(place)
+            present = {place.index for place in self.fleet.places if place.role == role}
+            for index in sorted(set(range(count)) - present):
+                tried = self.rewards.pop(f"{role}-{index}", None)
+                self.fleet.add(Place(f"{role}-{index}", start), [tried] if tried else None)
 
     def step(self) -> News:
         """Hears the news and does what they ask for. Raises RunStopped with the reason when the run cannot go on."""
@@ -110,10 +119,19 @@ class Driver:
         for evaluated in news.evaluations:
             if evaluated not in self.log.versions:
                 self._record_evaluation(evaluated)
+        if (asked := scale.requested(self.run_dir)) is not None:
+            self._scale_as_asked(asked)
         self.fleet.tend(news.overdue, news.seconds)
         if news.stop:
             raise RunStopped(news.stop)
         return news
+
+    def _scale_as_asked(self, layer: dict[str, object]) -> None:
+        """`launch.py --scale`: the counts become the run's own, and who asked sees the request go."""
+        self.fleet.notes.append(scale.in_words(self.config, layer))
+        self.scale(scale.scaled(self.config, layer))
+        save_config(self.run_dir, self.config, list(self.plan.prompts))
+        (self.run_dir / scale.REQUEST).unlink(missing_ok=True)
 
     def drain(self) -> None:
         """Lets the learner finish the batch it has, and nothing new begin."""
@@ -130,7 +148,7 @@ class Driver:
             orders={state: news.status[f"orders_{state}"] for state in ("open", "claimed", "rolled_out", "scored")},
             set_aside=news.status["set_aside"],
             restarts=sum(self.fleet.restarts.values()),
-            notes=[*self.fleet.deaths, *news.status["notes"]],
+            notes=[*self.fleet.notes, *news.status["notes"]],
         )
 
     def record(self, news: News) -> None:
@@ -179,18 +197,27 @@ class Driver:
             "evaluate_versions": evaluated_versions(config),
         }
 
-    def _sampler(self, worker: str) -> ActorHandle:
+    def _sampler(self, worker: str) -> list[ActorHandle]:
         needs = self.config.samplers
-        return _remote(SamplerActor, needs.num_cpus, needs.num_gpus).remote(worker, self.config)
+        return [_remote(SamplerActor, needs.num_cpus, needs.num_gpus).remote(worker, self.config)]
 
-    def _learner(self, worker: str) -> ActorHandle:
+    def _learner(self, group: str) -> list[ActorHandle]:
+        """An actor for each rank; those after rank 0 are made as soon as it says where it waits for them."""
         needs = self.config.learner
-        return _remote(LearnerActor, needs.num_cpus, needs.num_gpus).remote(worker, self.config)
+        kind = _remote(LearnerActor, needs.num_cpus, needs.num_gpus)
+        first = kind.remote(group, group, 0, self.config)
+        if needs.count == 1:
+            return [first]
+        meeting_point, incarnation = first.meet.remote(), group.rsplit(".", 1)[1]
+        return [first] + [
+            kind.remote(f"learner-{rank}.{incarnation}", group, rank, self.config, meeting_point)
+            for rank in range(1, needs.count)
+        ]
 
-    def _reward(self, name: str) -> Callable[[str], ActorHandle]:
-        def start(worker: str) -> ActorHandle:
+    def _reward(self, name: str) -> Callable[[str], list[ActorHandle]]:
+        def start(worker: str) -> list[ActorHandle]:
             needs = self.config.rewards[name]
-            return _remote(RewardActor, needs.num_cpus, needs.num_gpus).remote(worker, name, needs)
+            return [_remote(RewardActor, needs.num_cpus, needs.num_gpus).remote(worker, name, needs)]
 
         return start
 

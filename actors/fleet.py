@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 import ray
+from ray import ObjectRef
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
@@ -14,17 +15,22 @@ from conf.errors import UserError
 FIRST_DELAY_S = 1.0
 LONGEST_DELAY_S = 60.0
 HEALTHY_S = 60.0  # a worker that lived so long starts its place's delay anew
+ROOM_S = 60.0  # without an actor of it, and a place is said to have no room; loading takes a part of that
 MOST_FAILED_STARTS = 5  # in a row, of one place, without once asking for work: no restart mends that
 
 
 @dataclass
 class Place:
-    """A worker's place in the fleet: the role and index stay, the actor in it changes."""
+    """A worker's place in the fleet: the role and index stay, the actors in it change.
 
-    name: str  # role and index, such as sampler-0
-    start: Callable[[str], ActorHandle]  # makes the actor of that name
-    actor: ActorHandle | None = None
-    running: ray.ObjectRef | None = None  # of the actor's `run`, which ends only by a death
+    Most workers are one actor; the learner is a group of ranks, which live and die together.
+    """
+
+    name: str  # role and index, such as sampler-0 or reward-aesthetic-1
+    start: Callable[[str], list[ActorHandle]]  # makes the actors of the worker of that name
+    actors: list[ActorHandle] = field(default_factory=list)  # none while the place waits for its next worker
+    running: list[ObjectRef] = field(default_factory=list)  # of the actors' `run`, which ends only by a death
+    created: ObjectRef | None = None  # is there once the actors are, for which the cluster may have no room
     incarnation: int = 0
     started_at: float = 0.0
     restart_at: float = 0.0
@@ -32,8 +38,16 @@ class Place:
     failed_starts: int = 0  # in a row
 
     @property
+    def role(self) -> str:
+        return self.name.rpartition("-")[0]
+
+    @property
+    def index(self) -> int:
+        return int(self.name.rpartition("-")[2])
+
+    @property
     def worker(self) -> str:
-        """The actor's own name, never used twice: what the buffer hears of a dead one must not touch the next."""
+        """The worker's own name, never used twice: what the buffer hears of a dead one must not touch the next."""
         return f"{self.name}.{self.incarnation}"
 
     @property
@@ -48,13 +62,21 @@ class Fleet:
     buffer: ActorHandle
     places: list[Place] = field(default_factory=list)
     restarts: dict[str, int] = field(default_factory=dict)  # by place
-    deaths: list[str] = field(default_factory=list)  # who died of what, a sentence each
+    notes: list[str] = field(default_factory=list)  # who died of what, and who finds no room, a sentence each
+    without_room: set[str] = field(default_factory=set)  # workers of which it was said
 
-    def add(self, place: Place, actor: ActorHandle | None = None) -> None:
-        """Fills a new place, with `actor` if it was started before (rewards are, to be tried)."""
+    def add(self, place: Place, actors: list[ActorHandle] | None = None) -> None:
+        """Fills a new place, with `actors` if they were started before (rewards are, to be tried)."""
         self.places.append(place)
-        self.restarts[place.name] = 0
-        self._start(place, actor)
+        self.restarts.setdefault(place.name, 0)
+        self._start(place, actors)
+
+    def remove(self, place: Place) -> None:
+        """Ends a place and its worker; what it was working on goes back, for others to do."""
+        self.places.remove(place)
+        if place.actors:
+            self._kill(place)
+            ray.get(self.buffer.worker_died.remote(place.worker, True))
 
     def tend(self, overdue: Collection[str], heard: Collection[str]) -> None:
         """Kills who is overdue, tells the buffer who died, and starts others in their places when it is time.
@@ -63,52 +85,72 @@ class Fleet:
         raises UserError when one place dies again and again before it asks for any.
         """
         for place in self.places:
-            if place.actor is not None and place.worker in overdue:
-                ray.kill(place.actor, no_restart=True)
-            if place.actor is not None and (cause := self._death(place)):
-                self._bury(place, place.actor, cause, place.worker in heard)
-            if place.actor is None and time.monotonic() >= place.restart_at:
+            if place.worker in overdue:
+                self._kill(place)
+            if place.actors and (cause := self._death(place)):
+                self._bury(place, cause, place.worker in heard)
+            elif place.created is not None and place.actors:
+                self._look_for_room(place)
+            if not place.actors and time.monotonic() >= place.restart_at:
                 self.restarts[place.name] += 1
                 place.incarnation += 1
                 self._start(place)
 
     def end(self) -> None:
         for place in self.places:
-            if place.actor is not None:
-                ray.kill(place.actor, no_restart=True)
-                place.actor = None
+            self._kill(place)
+            place.actors = []
 
-    def _start(self, place: Place, actor: ActorHandle | None = None) -> None:
-        place.actor = actor or place.start(place.worker)
-        place.running = place.actor.run.remote(self.buffer)
+    def _start(self, place: Place, actors: list[ActorHandle] | None = None) -> None:
+        place.actors = actors or place.start(place.worker)
+        place.created = place.actors[-1].__ray_ready__.remote()
+        place.running = [actor.run.remote(self.buffer) for actor in place.actors]
         place.started_at = time.monotonic()
 
-    def _death(self, place: Place) -> str | None:
-        """Why the actor's `run` ended, or None while it works. What no restart mends is raised here as it was there."""
-        done, _ = ray.wait([place.running], timeout=0)
-        if not done:
-            return None
-        try:
-            ray.get(done[0])
-        except RayTaskError as error:  # an exception in the worker's own loop
-            if isinstance(error.cause, RunStopped | UserError):
-                raise error.cause from None
-            return f"{type(error.cause).__name__}: {error.cause}"
-        except RayActorError as error:
-            return str(error).strip().splitlines()[0]
-        return "it ended by itself"
+    def _look_for_room(self, place: Place) -> None:
+        """Says so, once, where a worker has not been created for a while. Its time begins when it is."""
+        if ray.wait([place.created], timeout=0)[0]:
+            place.started_at = time.monotonic()
+            place.created = None
+        elif time.monotonic() - place.started_at > ROOM_S and place.worker not in self.without_room:
+            self.without_room.add(place.worker)
+            self.notes.append(f"{place.worker} finds no room in the cluster; the run goes on with those that do")
 
-    def _bury(self, place: Place, actor: ActorHandle, cause: str, started: bool) -> None:
-        ray.kill(actor, no_restart=True)
+    def _kill(self, place: Place) -> None:
+        for actor in place.actors:
+            ray.kill(actor, no_restart=True)
+
+    def _death(self, place: Place) -> str | None:
+        """Why the `run` of an actor ended, or None while all work. What no restart mends is raised as it was there.
+
+        Of several that ended, a death says more than an exception, which may just be what a rank makes of another's
+        death.
+        """
+        done, _ = ray.wait(place.running, num_returns=len(place.running), timeout=0)
+        causes = []
+        for reference in done:
+            try:
+                ray.get(reference)
+                causes.append("it ended by itself")
+            except RayTaskError as error:  # an exception in the worker's own loop
+                if isinstance(error.cause, RunStopped | UserError):
+                    raise error.cause from None
+                causes.append(f"{type(error.cause).__name__}: {error.cause}")
+            except RayActorError as error:
+                causes.insert(0, str(error).strip().splitlines()[0])
+        return causes[0] if causes else None
+
+    def _bury(self, place: Place, cause: str, started: bool) -> None:
+        self._kill(place)
         ray.get(self.buffer.worker_died.remote(place.worker))
         healthy = time.monotonic() - place.started_at >= HEALTHY_S
         place.short_lives = 1 if healthy else place.short_lives + 1
         place.failed_starts = 0 if started else place.failed_starts + 1
-        self.deaths.append(f"{place.worker} died ({cause}); another takes its place in {place.delay_s:.0f} s")
+        self.notes.append(f"{place.worker} died ({cause}); another takes its place in {place.delay_s:.0f} s")
         if place.failed_starts >= MOST_FAILED_STARTS:
             raise UserError(
                 f"{place.name} died {place.failed_starts} times in a row before it could ask for work; the last cause: "
                 f"{cause}"
             )
-        place.actor = None
+        place.actors = []
         place.restart_at = time.monotonic() + place.delay_s

@@ -1,4 +1,9 @@
-"""The learner: takes a batch when it is ready, trains on it, and registers the recovery point it leaves."""
+"""The learner: takes a batch when it is ready, trains on it, and registers the recovery point it leaves.
+
+It is a group of ranks, one actor each, that share every batch (PROTOCOL.md 13). All of them take it, under the group's
+name; rank 0 alone writes files and registers the batch. Where one dies the others' sums never come, and the fleet ends
+the whole group and starts another, which goes on from the recovery point.
+"""
 
 import time
 from pathlib import Path
@@ -14,50 +19,78 @@ from buffer.store import write_batch
 from conf.schema import Config
 from learner.batch import batch_of
 from learner.learner import Learner
+from learner.ranks import Meeting, Ranks
 from policy.policy import Policy
 
 WAIT_S = 5.0
 
 
 class LearnerActor:
-    """Its name says role, index and incarnation."""
+    """One rank. Its name says role, rank and incarnation; the group goes by that of rank 0."""
 
-    def __init__(self, name: str, config: Config) -> None:
+    def __init__(
+        self, name: str, group: str, rank: int, config: Config, meeting_point: tuple[str, int] | None = None
+    ) -> None:
+        """meeting_point: what rank 0's `meet` gave, for the other ranks."""
         torch.set_num_threads(config.learner.threads)
         self.name = name
+        self.group = group
+        self.rank = rank
         self.config = config
         self.run_dir = Path(config.run.dir) / config.run.name
+        self.device = "cuda" if ray.get_gpu_ids() else "cpu"
+        self.meeting: Meeting | None = None
+        if config.learner.count > 1:
+            # Ranks of a cluster that was started here are all on this machine: nobody else need reach them.
+            own = "127.0.0.1" if config.ray.address is None else ray.util.get_node_ip_address()
+            self.meeting = Meeting(own, meeting_point)
 
     def __repr__(self) -> str:
         return self.name
+
+    def meet(self) -> tuple[str, int]:
+        """Address and port where rank 0 waits for the others."""
+        assert self.meeting is not None
+        return self.meeting.address, self.meeting.port
 
     def run(self, buffer: ray.actor.ActorHandle) -> None:
         """Works until the driver ends it. Raises UserError when the model or a recovery point cannot be loaded, and
         RunStopped when training cannot go on."""
         clock = Clock()
         with clock.on("loading the model"):
-            learner = self._load()
-        if call(buffer.current) is None:
+            ranks = self._ranks()
+            learner = self._load(ranks)
+        if ranks.first and call(buffer.current) is None:
             self._register_first(learner, buffer)
         while True:
             with clock.on("waiting for batches"):
-                taken: TakenBatch | None = call(buffer.take, self.name, clock.read(), WAIT_S)
+                taken: TakenBatch | None = call(buffer.take, self.group, self.name, clock.read(), WAIT_S)
             if taken is None:
                 continue
             with clock.on("loading weights"):
                 if taken.version != learner.version:
                     learner.restore(self.run_dir / call(buffer.current)[1])
+            with clock.on("waiting for other ranks"):
+                ranks.agree("weights and batches", f"{learner.version.digest} {taken.roster}")
             with clock.on("training"):
                 trained = learner.train(batch_of(taken.batch, taken.table, tuple(self.config.rewards)))
             with clock.on("saving"):
-                self._register(learner, taken, trained.advantages, buffer)
+                another = ranks.first and self._register(learner, taken, trained.advantages, buffer)
+            with clock.on("waiting for other ranks"):
+                another = ranks.any(another)
+            if another:
+                learner.restore(self.run_dir / call(buffer.current)[1])
 
-    def _load(self) -> Learner:
+    def _ranks(self) -> Ranks:
+        if self.meeting is None:
+            return Ranks()
+        return Ranks.join(self.rank, self.config.learner.count, self.meeting, self.device)
+
+    def _load(self, ranks: Ranks) -> Learner:
         config = self.config
-        device = "cuda" if ray.get_gpu_ids() else "cpu"
         checkpointing = config.learner.gradient_checkpointing
-        policy = Policy.load(config.model, config.sampling, config.run.seed, device, True, checkpointing)
-        return Learner(policy, config)
+        policy = Policy.load(config.model, config.sampling, config.run.seed, self.device, True, checkpointing)
+        return Learner(policy, config, ranks)
 
     def _register_first(self, learner: Learner, buffer: ray.actor.ActorHandle) -> None:
         """Version 0: the base model with the LoRA it starts from."""
@@ -67,16 +100,16 @@ class LearnerActor:
 
     def _register(
         self, learner: Learner, taken: TakenBatch, advantages: np.ndarray, buffer: ray.actor.ActorHandle
-    ) -> None:
+    ) -> bool:
         """PROTOCOL.md 10 and 11: recovery point, Parquet file, then the buffer's word on which of them count.
 
-        Where another's count, or none, the next `take` brings a version that is not ours, and it is reloaded.
+        Whether another's count: then it is reloaded. Where nobody's do, the next `take` brings a version that is not
+        ours, and that is reloaded.
         """
         learner.save(self.run_dir / taken.recovery_point)
         write_batch(self.run_dir, taken, advantages, now=time.time())
         try:
             counts = call(buffer.trained, taken.batch, learner.version, taken.recovery_point, taken.parquet)
         except Refused:
-            return
-        if counts is not None and counts != taken.recovery_point:
-            learner.restore(self.run_dir / counts)
+            return False
+        return counts is not None and counts != taken.recovery_point

@@ -149,6 +149,7 @@ def help_text() -> str:
     lines += [
         "",
         "The same command on an existing run goes on with it; docs/configuration.md says what may change.",
+        "While it runs: python launch.py --scale runs/NAME samplers.count=4 rewards.NAME.count=2",
     ]
     lines += ["", "experiments (conf/experiment), or the path of a YAML file:", *shipped]
     lines += ["", "settings, with their type, default and meaning:"]

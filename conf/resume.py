@@ -36,8 +36,8 @@ MAY_CHANGE = re.compile(
 def save_config(run_dir: Path, config: Config, prompts: list[str]) -> None:
     """Writes the resolved settings and prompts into the run folder; config.yaml, the last, is there whole or not."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    _write_atomically(run_dir / "prompts.txt", "".join(f"{prompt}\n" for prompt in prompts))
-    _write_atomically(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
+    write_atomically(run_dir / "prompts.txt", "".join(f"{prompt}\n" for prompt in prompts))
+    write_atomically(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
 
 
 def check_resume(run_dir: Path, config: Config, prompts: list[str]) -> None:
@@ -138,6 +138,17 @@ class RunLock:
         # The file stays: whoever removed it could remove it under a driver that has just opened it.
         self.file.close()
 
+    def is_held(self) -> bool:
+        """Whether a driver works on the run now."""
+        try:
+            with self.path.open() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
     def _holder(self) -> str:
         try:
             holder = json.loads(self.path.read_text())
@@ -146,7 +157,8 @@ class RunLock:
             return "which has just started"
 
 
-def _write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
+    """The file is there whole, or not at all."""
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("w") as file:
         file.write(text)

@@ -85,11 +85,12 @@ def validate(config: Config) -> None:
 
 
 def cluster_fits(config: Config, resources: dict[str, float]) -> None:
-    """Raises UserError if not even one actor of each role fits at once on a cluster with these resources in all."""
-    roles = {"a sampler": config.samplers, "the learner": config.learner}
-    roles |= {f"reward {name}": reward for name, reward in config.rewards.items()}
+    """Raises UserError if not even one actor of each role, with all ranks of the learner, fits at once on a cluster
+    with these resources in all."""
+    roles = {"a sampler": (config.samplers, 1), "the learner": (config.learner, config.learner.count)}
+    roles |= {f"reward {name}": (reward, 1) for name, reward in config.rewards.items()}
     for unit, resource in (("num_cpus", "CPU"), ("num_gpus", "GPU")):
-        needs = {role: float(getattr(worker, unit)) for role, worker in roles.items()}
+        needs = {role: count * float(getattr(worker, unit)) for role, (worker, count) in roles.items()}
         has, needed = resources.get(resource, 0.0), math.fsum(needs.values())
         if needed > has + 1e-6:
             parts = ", ".join(f"{role} {need:g}" for role, need in needs.items() if need)

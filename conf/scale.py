@@ -1,0 +1,66 @@
+"""Asking a running experiment for more or fewer samplers and rewards: `python launch.py --scale runs/<name> ...`.
+
+The request is a file in the run folder, scale.yaml. The run's driver looks for it, does as it says, saves the counts in
+config.yaml and removes it; so whoever asked sees when it is done, and needs nothing but the run folder.
+"""
+
+import re
+import time
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from conf.errors import UserError
+from conf.load import from_file, merge, parse_overrides, read_yaml, to_config
+from conf.resume import RunLock, flatten, write_atomically
+from conf.schema import Config
+from conf.validate import validate
+
+REQUEST = "scale.yaml"
+PATIENCE_S = 60.0  # of who asks; a driver looks every second
+COUNT = re.compile(r"samplers\.count|rewards\.([^.]+)\.count")
+
+
+def ask(run_dir: Path, words: list[str]) -> str:
+    """Asks the run's driver for these counts and waits until it has done so; what changed, in words.
+
+    Raises UserError for anything but counts of samplers and rewards, and where no driver works on the run.
+    """
+    if not (run_dir / "config.yaml").is_file():
+        raise UserError(f"{run_dir} is not a run (no config.yaml in it): give the run's folder, such as runs/mine")
+    if not words:
+        raise UserError(f"--scale {run_dir} asks for nothing: give counts, such as samplers.count=4")
+    config, layer = from_file(run_dir / "config.yaml"), parse_overrides(words)
+    validate(scaled(config, layer))
+    if not RunLock(run_dir).is_held():
+        raise UserError(f"no driver works on {run_dir}: give the counts with the command that goes on with it")
+    write_atomically(run_dir / REQUEST, OmegaConf.to_yaml(layer))
+    deadline = time.monotonic() + PATIENCE_S
+    while (run_dir / REQUEST).exists():
+        if time.monotonic() > deadline:
+            (run_dir / REQUEST).unlink(missing_ok=True)
+            raise UserError(f"the driver of {run_dir} has not answered for {PATIENCE_S:.0f} s: ask again")
+        time.sleep(0.2)
+    return in_words(config, layer)
+
+
+def requested(run_dir: Path) -> dict[str, object] | None:
+    """What the driver was asked for and has not done yet; `scaled` takes it."""
+    return read_yaml(run_dir / REQUEST) if (run_dir / REQUEST).exists() else None
+
+
+def scaled(config: Config, layer: dict[str, object]) -> Config:
+    """The same configuration with these counts. Raises UserError for any other setting."""
+    for key in flatten(layer):
+        count = COUNT.fullmatch(key)
+        if count is None:
+            raise UserError(f"{key} cannot change while a run goes on: only samplers.count and rewards.<name>.count")
+        if count[1] is not None and count[1] not in config.rewards:
+            raise UserError(f"{key}: the run has no such reward, only {', '.join(config.rewards)}")
+    return to_config(merge(OmegaConf.structured(config), layer, ""))
+
+
+def in_words(config: Config, layer: dict[str, object]) -> str:
+    """Such as "samplers.count 2 -> 6"."""
+    old, new = flatten(OmegaConf.to_container(OmegaConf.structured(config))), flatten(layer)  # type: ignore[arg-type]
+    return ", ".join(f"{key} {old[key]} -> {new[key]}" for key in new)
