@@ -1,0 +1,58 @@
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from conf import scale
+from conf.errors import UserError
+from conf.load import load
+from conf.resume import RunLock, save_config
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    save_config(tmp_path / "run", load(["compressibility"]), ["a cat"])
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "asks for nothing"),
+        (["samplers.count=0"], "samplers.count=0 must be at least 1"),
+        (["samplers.count=many"], "wrong type"),
+        (["learner.lr=1"], "learner.lr cannot change while a run goes on"),
+        (["learner.count=2"], "learner.count cannot change"),
+        (["rewards.beauty.count=2"], "no such reward, only compressibility"),
+        (["samplers"], "is not a setting"),
+        (["samplers.count=2"], "no driver works on"),
+    ],
+)
+def test_what_is_refused_leaves_no_request(run_dir: Path, words: list[str], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        scale.ask(run_dir, words)
+    assert scale.requested(run_dir) is None
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a run"):
+        scale.ask(tmp_path, ["samplers.count=2"])
+
+
+def test_who_asks_waits_until_the_driver_has_done_it(run_dir: Path) -> None:
+    answers: list[str] = []
+    with RunLock(run_dir):
+        asking = threading.Thread(
+            target=lambda: answers.append(scale.ask(run_dir, ["samplers.count=3", "rewards.compressibility.count=2"]))
+        )
+        asking.start()
+        deadline = time.monotonic() + 30
+        while (layer := scale.requested(run_dir)) is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert layer is not None and asking.is_alive()
+        config = scale.scaled(load(["compressibility"]), layer)
+        assert (config.samplers.count, config.rewards["compressibility"].count) == (3, 2)
+        (run_dir / scale.REQUEST).unlink()
+        asking.join(30)
+    assert answers == ["samplers.count 1 -> 3, rewards.compressibility.count 1 -> 2"]

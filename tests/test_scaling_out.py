@@ -1,0 +1,87 @@
+"""Several learner ranks, and counts that change while a run goes on, in real runs of `launch.py`."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from conf.load import from_file
+from tests.pipelines import tiny_pipeline
+from tests.running import ROOT, TIMEOUT_S, Launched, launched
+from tests.test_main_job import assert_same_run, small, trajectories
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_pipeline(tmp_path_factory.mktemp("models") / "tiny")
+
+
+def finish(run: Launched) -> str:
+    output, errors = run.process.communicate(timeout=TIMEOUT_S)
+    assert run.process.returncode == 0, (output, errors)
+    return str(output)
+
+
+def test_a_dead_rank_ends_its_group_and_the_next_goes_on_to_the_same_weights(model: Path, tmp_path: Path) -> None:
+    """Rank 1 dies while it learns, once, by SIGKILL. Both runs end with the same bits."""
+    command = small(model, "run", "run.batches=3", "learner.count=2", "evaluation.every=3")
+    for folder in ("whole", "disturbed"):
+        (tmp_path / folder).mkdir()
+    with launched(*command, cwd=tmp_path / "whole") as run:
+        finish(run)
+    with launched(*command, cwd=tmp_path / "disturbed") as run:
+        run.wait_for_line("batch 1/")
+        os.kill(run.actors("LearnerActor")[1], signal.SIGKILL)
+        output = finish(run)
+    assert "learner-0.0 died" in output
+    assert_same_run(tmp_path / "whole" / "runs" / "run", tmp_path / "disturbed" / "runs" / "run")
+
+
+def scale(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "launch.py"), "--scale", "runs/run", *words]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT_S)
+
+
+def wait_for_samplers(run: Launched, count: int) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while len(run.actors("SamplerActor")) != count:
+        assert time.monotonic() < deadline and run.process.poll() is None, run.actors("SamplerActor")
+        time.sleep(0.2)
+
+
+def test_counts_change_while_the_run_goes_on(model: Path, tmp_path: Path) -> None:
+    """From one sampler to three, and back to one in the middle of their orders."""
+    command = small(model, "run", "run.batches=12", "evaluation.every=12")
+    with launched(*command, cwd=tmp_path, delays="policy.rollout:rollout:0.5") as run:
+        run.wait_for_line("batch 1/")
+        more = scale(tmp_path, "samplers.count=3", "rewards.compressibility.count=2")
+        assert more.returncode == 0, more.stderr
+        assert "samplers.count 1 -> 3" in more.stdout
+        wait_for_samplers(run, 3)
+        fewer = scale(tmp_path, "samplers.count=1")
+        assert fewer.returncode == 0, fewer.stderr
+        wait_for_samplers(run, 1)
+        output = finish(run)
+    assert "samplers.count 3 -> 1" in output and "died" not in output
+    config = from_file(tmp_path / "runs" / "run" / "config.yaml")
+    assert (config.samplers.count, config.rewards["compressibility"].count) == (1, 2)
+    assert [row["trajectory_id"] for row in trajectories(tmp_path / "runs" / "run")] == list(range(12 * 8))
+    late = scale(tmp_path, "samplers.count=2")
+    assert late.returncode == 2 and "no driver works on" in late.stderr
+
+
+def test_sigterm_finishes_the_batch_and_the_same_command_goes_on(model: Path, tmp_path: Path) -> None:
+    command = small(model, "run", "run.batches=4", "evaluation.every=4")
+    with launched(*command, cwd=tmp_path) as run:
+        run.wait_for_line("batch 1/")
+        run.process.send_signal(signal.SIGTERM)
+        output = finish(run)
+    assert "SIGTERM: the batch in training is finished first" in output and "goes on from there" in output
+    assert len(trajectories(tmp_path / "runs" / "run")) < 4 * 8
+    with launched(*command, cwd=tmp_path) as run:
+        assert "finished" in finish(run)
+    assert [row["trajectory_id"] for row in trajectories(tmp_path / "runs" / "run")] == list(range(4 * 8))
