@@ -86,8 +86,10 @@ def scalar_rows(order: Order, work: Work, scores: Mapping[str, pa.Table], combin
     rows = len(order.trajectory_ids)
     aside = dict(work.set_aside)
     version, digest = work.version or (None, None)
-    age = order.batch - version if order.batch is not None and version is not None else None
-    in_flight = work.newest - version if age is not None and work.scores else None
+    age = in_flight = None
+    if order.batch is not None and version is not None:
+        age = order.batch - version
+        in_flight = work.newest - version if work.scores else None
     columns: dict[str, Any] = {
         "trajectory_id": pa.array(order.trajectory_ids, pa.int64()),
         "order_id": pa.array([order.order_id] * rows, pa.string()),
