@@ -187,6 +187,7 @@ class Driver:
         known, nor once the samplers run out of orders."""
         config = self.config.buffer
         counts = Counter(role_of(place.name) for place in self.fleet.places)
+        counts["learner"] = self.config.learner.count  # ranks, which share one place
         self.window.hear(trained, time.monotonic(), news.seconds, counts)
         if trained + config.max_staleness > self.config.run.batches:
             return {}
