@@ -136,6 +136,7 @@ def advise(
     waited: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for worker, occupations in seconds.items():
         for occupation, spent in occupations.items():
+            # Waiting for somebody names whom; "waiting for the buffer" or other ranks is part of what work costs.
             if occupation.startswith("waiting for") and ": " in occupation:
                 waited[role_of(worker)][occupation.split(": ", 1)[1]] += spent
             elif occupation not in ("loading the model", "loading the reward"):
