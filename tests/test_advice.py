@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from buffer import waiting
+from buffer.combination import Combination
 from monitoring.advice import Advice, Pipeline, Window, advise, role_of, seconds_per_batch
 from tests.buffer_toy import buffer, publish, roll_out, score, start, train
 from tests.pipeline_simulation import ORDER_SIZE, Durations, Simulated, simulate
@@ -226,3 +227,15 @@ def test_the_buffer_knows_what_is_missing_all_the_way(tmp_path: Path) -> None:
         score(b)
     train(b)
     assert causes()[2] == "the end of the run"
+
+
+def test_of_two_rewards_the_one_with_pictures_in_line_is_waited_for(tmp_path: Path) -> None:
+    b = buffer(tmp_path, combination=Combination({"hue": 1.0, "size": 1.0}))
+    start(b)
+    for worker in ("r0", "r1", "r2"):
+        roll_out(b)
+        assert b.lease("hue", worker)
+    assert b.lease("size", "r3") and score(b, "size") and score(b, "size")
+    assert waiting.learner_waits_for(b.rules, b.state) == "rollouts"  # all that is there is being scored
+    b.worker_died("r3")
+    assert waiting.learner_waits_for(b.rules, b.state) == "scores of size"
