@@ -1,5 +1,6 @@
 """Who waits for whom, and the advice that follows from it, judged by an event simulation of the real state machine."""
 
+import asyncio
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -8,10 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from actors.buffer_actor import BufferActor
 from buffer import waiting
 from buffer.combination import Combination
+from buffer.messages import TakenBatch
 from monitoring.advice import Advice, Pipeline, Window, advise, role_of, seconds_per_batch
-from tests.buffer_toy import buffer, publish, roll_out, score, start, train
+from tests.buffer_toy import PLAN, buffer, publish, roll_out, rolled_out, score, scored, start, train
 from tests.pipeline_simulation import ORDER_SIZE, Durations, Simulated, simulate
 
 COUNTS = {"samplers": 1, "rewards.a": 1, "learner": 1}
@@ -239,3 +242,47 @@ def test_of_two_rewards_the_one_with_pictures_in_line_is_waited_for(tmp_path: Pa
     assert waiting.learner_waits_for(b.rules, b.state) == "rollouts"  # all that is there is being scored
     b.worker_died("r3")
     assert waiting.learner_waits_for(b.rules, b.state) == "scores of size"
+
+
+def test_a_call_that_waits_is_told_how_long_it_waited_for_whom(tmp_path: Path) -> None:
+    """The buffer actor's own accounting, moment by moment: a learner asks, and a batch comes about."""
+    settings = {
+        "combination": Combination({"size": 1.0}),
+        "batches": 3,
+        "max_staleness": 0,
+        "keep_batches": 1,
+        "keep_checkpoints": 0,
+        "claim_timeout_s": 10.0,
+        "lease_timeouts": {"size": 10.0},
+        "max_failed_share": 0.25,
+        "evaluate_versions": (),
+    }
+    actor = BufferActor(str(tmp_path), PLAN, settings)
+    start(actor.buffer)
+    actor.weights = {version: [] for version in actor.buffer.served()}
+
+    async def batch() -> tuple[TakenBatch | None, dict[str, float], float]:
+        clock = asyncio.get_running_loop().time
+        since = clock()
+        taking = asyncio.create_task(actor.take("learner-0.0", {}, 60.0))
+        for _ in range(4):
+            await asyncio.sleep(0.05)  # nothing is rolled out
+            claimed, _ = await actor.claim("sampler-0.0", {}, 60.0)
+            assert claimed is not None
+            claim = claimed[0]
+            await actor.add(claim.order.order_id, claim.version, rolled_out(claim.order, claim.version))
+            await asyncio.sleep(0.03)  # it lies in line
+            lease, _ = await actor.lease("size", "reward-size-0.0", {}, 60.0)
+            assert lease is not None
+            await asyncio.sleep(0.02)  # and is scored: of the last one the learner waits for that
+            await actor.add_scores("size", lease.order_id, lease.table_digest, scored(lease))
+        taken, waited = await taking
+        return taken, waited, clock() - since
+
+    taken, waited, elapsed = asyncio.run(batch())
+    assert taken is not None and taken.batch == 0
+    assert waited.keys() == {"rollouts", "scores of size"}
+    assert sum(waited.values()) <= elapsed
+    assert waited["rollouts"] >= 4 * 0.05 + 3 * 0.02 and waited["scores of size"] >= 4 * 0.03 + 0.02
+    nothing, waited = asyncio.run(actor.claim("sampler-0.0", {}, 0.2))
+    assert nothing is None and waited.keys() == {"the learner"} and waited["the learner"] >= 0.19
