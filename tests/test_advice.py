@@ -274,7 +274,7 @@ def test_a_call_that_waits_is_told_how_long_it_waited_for_whom(tmp_path: Path) -
             await asyncio.sleep(0.03)  # it lies in line
             lease, _ = await actor.lease("size", "reward-size-0.0", {}, 60.0)
             assert lease is not None
-            await asyncio.sleep(0.02)  # and is scored: of the last one the learner waits for that
+            await asyncio.sleep(0.15)  # and is scored: of the last one the learner waits for that
             await actor.add_scores("size", lease.order_id, lease.table_digest, scored(lease))
         taken, waited = await taking
         return taken, waited, clock() - since
@@ -283,6 +283,6 @@ def test_a_call_that_waits_is_told_how_long_it_waited_for_whom(tmp_path: Path) -
     assert taken is not None and taken.batch == 0
     assert waited.keys() == {"rollouts", "scores of size"}
     assert sum(waited.values()) <= elapsed
-    assert waited["rollouts"] >= 4 * 0.05 + 3 * 0.02 and waited["scores of size"] >= 4 * 0.03 + 0.02
+    assert waited["rollouts"] >= 4 * 0.05 + 3 * 0.15 and waited["scores of size"] >= 4 * 0.03 + 0.15
     nothing, waited = asyncio.run(actor.claim("sampler-0.0", {}, 0.2))
     assert nothing is None and waited.keys() == {"the learner"} and waited["the learner"] >= 0.19
