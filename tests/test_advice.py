@@ -264,7 +264,7 @@ def test_a_call_that_waits_is_told_how_long_it_waited_for_whom(tmp_path: Path) -
     async def batch() -> tuple[TakenBatch | None, dict[str, float], float]:
         clock = asyncio.get_running_loop().time
         since = clock()
-        taking = asyncio.create_task(actor.take("learner-0.0", {}, 60.0))
+        taking = asyncio.create_task(actor.take("learner-0.0", "learner-0.0", {}, 60.0))
         for _ in range(4):
             await asyncio.sleep(0.05)  # nothing is rolled out
             claimed, _ = await actor.claim("sampler-0.0", {}, 60.0)
