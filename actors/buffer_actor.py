@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import ctypes
 import signal
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ from buffer.buffer import TrajectoryBuffer
 from buffer.errors import RunStopped
 from buffer.messages import Claim, Lease, TakenBatch
 from buffer.orders import Plan, Version
+from buffer.rules import Rules
+from buffer.state import State
+from buffer.waiting import learner_waits_for, reward_waits_for, sampler_waits_for
 
 T = TypeVar("T")
 SIG_DFL = None  # as C has it: a null pointer
@@ -55,11 +59,18 @@ class BufferActor:
     def __repr__(self) -> str:
         return "buffer"
 
-    async def claim(self, worker: str, seconds: Seconds, wait_s: float) -> tuple[Claim, list[ray.ObjectRef]] | None:
-        """The next order to roll out and a list of one reference: its version's weights. None: nothing in time."""
+    async def claim(
+        self, worker: str, seconds: Seconds, wait_s: float
+    ) -> tuple[tuple[Claim, list[ray.ObjectRef]] | None, Seconds]:
+        """The next order to roll out and a list of one reference: its version's weights. None: nothing in time.
+
+        As of `lease` and `take`, the second answer is how long the call waited here, by what it waited for.
+        """
         self.seconds[worker] = seconds
-        claim = await self._wait_for(lambda: None if self._refused(worker) else self.buffer.claim(worker), wait_s)
-        return (claim, self.weights[claim.version]) if claim else None
+        claim, waited = await self._wait_for(
+            lambda: None if self._refused(worker) else self.buffer.claim(worker), sampler_waits_for, wait_s
+        )
+        return (claim, self.weights[claim.version]) if claim else None, waited
 
     async def add(self, order_id: str, version: Version, table: pa.Table) -> bool:
         return bool(self._change(lambda: self.buffer.add(order_id, version, table)))
@@ -67,9 +78,11 @@ class BufferActor:
     async def order_failed(self, order_id: str, worker: str, message: str) -> None:
         self._change(lambda: self.buffer.order_failed(order_id, worker, message))
 
-    async def lease(self, reward: str, worker: str, seconds: Seconds, wait_s: float) -> Lease | None:
+    async def lease(self, reward: str, worker: str, seconds: Seconds, wait_s: float) -> tuple[Lease | None, Seconds]:
         self.seconds[worker] = seconds
-        return await self._wait_for(lambda: None if worker in self.dead else self.buffer.lease(reward, worker), wait_s)
+        return await self._wait_for(
+            lambda: None if worker in self.dead else self.buffer.lease(reward, worker), reward_waits_for, wait_s
+        )
 
     async def add_scores(self, reward: str, order_id: str, table_digest: str, table: pa.Table) -> bool:
         return bool(self._change(lambda: self.buffer.add_scores(reward, order_id, table_digest, table)))
@@ -79,7 +92,7 @@ class BufferActor:
     ) -> None:
         self._change(lambda: self.buffer.pictures_failed(reward, order_id, table_digest, worker, reasons))
 
-    async def take(self, group: str, rank: str, seconds: Seconds, wait_s: float) -> TakenBatch | None:
+    async def take(self, group: str, rank: str, seconds: Seconds, wait_s: float) -> tuple[TakenBatch | None, Seconds]:
         """The next batch, for each rank of the group; while draining only the batch that one of them has already."""
         self.seconds[rank] = seconds
 
@@ -88,7 +101,7 @@ class BufferActor:
             has_it = taken is not None and taken.worker == group
             return None if group in self.dead or (self.draining and not has_it) else self.buffer.take(group)
 
-        return await self._wait_for(take, wait_s)
+        return await self._wait_for(take, learner_waits_for, wait_s)
 
     async def trying_alone(self, worker: str, trajectory_id: int | None) -> None:
         self._change(lambda: self.buffer.trying_alone(worker, trajectory_id))
@@ -154,25 +167,38 @@ class BufferActor:
             self.stop = self.stop or str(reason)
             return None
         finally:
-            self.changed.set()
-            self.changed = asyncio.Event()
+            self._wake()
 
-    async def _wait_for(self, attempt: Callable[[], T | None], wait_s: float) -> T | None:
-        """What `attempt` gives as soon as it gives something; None after `wait_s` seconds or once the run stops."""
-        deadline = asyncio.get_running_loop().time() + wait_s
+    def _wake(self) -> None:
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+    async def _wait_for(
+        self, attempt: Callable[[], T | None], why: Callable[[Rules, State], str], wait_s: float
+    ) -> tuple[T | None, Seconds]:
+        """What `attempt` gives as soon as it gives something, None after `wait_s` seconds or once the run stops; and
+        how long that took, by what `why` says of each moment. Who gets something wakes the others: they still wait, but
+        perhaps for somebody else."""
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + wait_s
+        waited: Seconds = defaultdict(float)
         while self.stop is None:
             changed = self.changed
             try:
                 if (result := attempt()) is not None:
-                    return result
+                    self._wake()
+                    return result, waited
             except RunStopped as reason:
                 self.stop = str(reason)
-                return None
+                break
+            whom, since = why(self.buffer.rules, self.buffer.state), clock()
             try:
-                await asyncio.wait_for(changed.wait(), deadline - asyncio.get_running_loop().time())
+                await asyncio.wait_for(changed.wait(), deadline - since)
             except TimeoutError:
-                return None
-        return None
+                break
+            finally:
+                waited[whom] += clock() - since
+        return None, waited
 
 
 def die_of_sigterm() -> None:

@@ -1,4 +1,8 @@
-"""Calls of the buffer that wait through its restarts, and the clock by which a worker says where its time went."""
+"""Calls of the buffer that wait through its restarts, and the clock by which a worker says where its time went.
+
+Occupations that begin with "waiting" are waiting: "waiting for orders: scores of aesthetic" is a sampler's that has no
+order because that reward is not done (buffer/waiting.py), "waiting for the buffer" what its calls take besides.
+"""
 
 import time
 from collections import defaultdict
@@ -9,6 +13,7 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnavailableError
 
+WAIT_S = 5.0  # of one call for work; who waits longer asks again, which also tells how long it waited
 PATIENCE_S = 300.0  # a buffer that restarts elsewhere replays its journal in seconds; its node may take minutes
 
 
@@ -26,6 +31,17 @@ def call(method: Any, *args: Any) -> Any:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.2)
+
+
+def ask(clock: "Clock", what: str, method: Any, *args: Any) -> Any:
+    """What the buffer hands out for this call (None: nothing in time). `clock` hears how long it waited and for whom;
+    what the buffer itself took, and its restarts, is "waiting for the buffer"."""
+    start = time.monotonic()
+    answer, waited = call(method, *args, clock.read(), WAIT_S)
+    for whom, seconds in waited.items():
+        clock.seconds[f"waiting for {what}: {whom}"] += seconds
+    clock.seconds["waiting for the buffer"] += max(0.0, time.monotonic() - start - sum(waited.values()))
+    return answer
 
 
 class Clock:

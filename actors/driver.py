@@ -14,6 +14,7 @@ Nothing that decides the result lives here: a driver that dies loses nothing, an
 
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from conf.schema import Combine, Config
 from evaluation.grids import captions_of, save_grid
 from evaluation.record import record_sitting
 from learner import recovery
+from monitoring.advice import Advice, Window, advise, role_of
 from monitoring.display import Snapshot
 from monitoring.metrics import MetricsLog
 from policy import lora
@@ -54,6 +56,8 @@ class Driver:
         self.plan = plan
         self.rewards: dict[str, ActorHandle] = {}  # tried, by place
         self.weights: dict[Version, list[ray.ObjectRef]] = {}  # the driver owns them, so they outlive every worker
+        self.window = Window()
+        self.advice: Advice | None = None
 
     def __enter__(self) -> "Driver":
         return self
@@ -114,7 +118,7 @@ class Driver:
         """Hears the news and does what they ask for. Raises RunStopped with the reason when the run cannot go on."""
         news: News = call(self.buffer.poll, POLL_S)
         for version, recovery_point in news.to_publish:
-            self._publish(version, recovery_point)
+            self._publish(version, recovery_point, news)
         self.weights = {version: refs for version, refs in self.weights.items() if version in news.served}
         for evaluated in news.evaluations:
             if evaluated not in self.log.versions:
@@ -149,12 +153,14 @@ class Driver:
             set_aside=news.status["set_aside"],
             restarts=sum(self.fleet.restarts.values()),
             notes=[*self.fleet.notes, *news.status["notes"]],
+            advice=self.advice,
         )
 
     def record(self, news: News) -> None:
         """Writes into run.json where the time of this start went, by place."""
         seconds = {worker.rsplit(".", 1)[0]: spent for worker, spent in news.seconds.items()}
-        record_sitting(self.run_dir, news.epoch, self.started, seconds, sum(self.fleet.restarts.values()))
+        advice = self.advice.sentence if self.advice else ""
+        record_sitting(self.run_dir, news.epoch, self.started, seconds, sum(self.fleet.restarts.values()), advice)
 
     def save_lora(self) -> Path:
         """Copies the newest LoRA to `lora/`, where `pipe.load_lora_weights` finds it."""
@@ -166,14 +172,27 @@ class Driver:
         temporary.replace(folder / lora.WEIGHT_NAME)
         return folder
 
-    def _publish(self, version: Version, recovery_point: str) -> None:
+    def _publish(self, version: Version, recovery_point: str, news: News) -> None:
         """The metrics row first: a driver that dies in between finds the version unpublished and does both again."""
         if version not in self.weights:
             state = lora.load(self.run_dir / recovery_point, self.config.model.lora)
             self.weights[version] = [ray.put(state)]
-        if version.number > 0:
-            self.log.add_batch(version.number - 1, recovery.read_metrics(self.run_dir / recovery_point))
+        if version.number > 0 and version.number - 1 not in self.log.batches:
+            row = recovery.read_metrics(self.run_dir / recovery_point)
+            self.log.add_batch(version.number - 1, row | self._pace(version.number, news))
         call(self.buffer.publish, version, self.weights[version])
+
+    def _pace(self, trained: int, news: News) -> dict[str, float]:
+        """Who waits and what to expect, for the row of the last of `trained` batches; nothing while too little is
+        known, nor once the samplers run out of orders."""
+        config = self.config.buffer
+        counts = Counter(role_of(place.name) for place in self.fleet.places)
+        counts["learner"] = self.config.learner.count  # ranks, which share one place
+        self.window.hear(trained, time.monotonic(), news.seconds, counts)
+        if trained + config.max_staleness > self.config.run.batches:
+            return {}
+        self.advice = advise(*self.window.read(), counts, config.batch_size, config.order_size, config.max_staleness)
+        return self.advice.numbers() if self.advice else {}
 
     def _record_evaluation(self, version: int) -> None:
         rows, pictures = call(self.buffer.evaluation, version, self.config.evaluation.grid)

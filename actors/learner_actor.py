@@ -12,7 +12,7 @@ import numpy as np
 import ray
 import torch
 
-from actors.calls import Clock, call
+from actors.calls import Clock, ask, call
 from buffer.errors import Refused
 from buffer.messages import TakenBatch
 from buffer.store import write_batch
@@ -21,8 +21,6 @@ from learner.batch import batch_of
 from learner.learner import Learner
 from learner.ranks import Meeting, Ranks
 from policy.policy import Policy
-
-WAIT_S = 5.0
 
 
 class LearnerActor:
@@ -63,8 +61,7 @@ class LearnerActor:
         if ranks.first and call(buffer.current) is None:
             self._register_first(learner, buffer)
         while True:
-            with clock.on("waiting for batches"):
-                taken: TakenBatch | None = call(buffer.take, self.group, self.name, clock.read(), WAIT_S)
+            taken: TakenBatch | None = ask(clock, "batches", buffer.take, self.group, self.name)
             if taken is None:
                 continue
             with clock.on("loading weights"):

@@ -5,15 +5,13 @@ import pyarrow as pa
 import ray
 import torch
 
-from actors.calls import Clock, call
+from actors.calls import Clock, ask, call
 from buffer.messages import Lease
 from buffer.schema import tensors_of
 from conf.errors import UserError
 from conf.schema import RewardConfig
 from rewards.base import NamedReward, Scores, score_order, try_out
 from rewards.registry import resolve
-
-WAIT_S = 5.0
 
 
 class RewardActor:
@@ -43,8 +41,7 @@ class RewardActor:
         with clock.on("loading the reward"):
             reward = self._loaded()
         while True:
-            with clock.on("waiting for pictures"):
-                lease: Lease | None = call(buffer.lease, self.reward_name, self.name, clock.read(), WAIT_S)
+            lease: Lease | None = ask(clock, "pictures", buffer.lease, self.reward_name, self.name)
             if lease is None:
                 continue
             with clock.on("scoring"):

@@ -5,14 +5,12 @@ import traceback
 import ray
 import torch
 
-from actors.calls import Clock, call
+from actors.calls import Clock, ask, call
 from buffer.orders import Version
 from buffer.schema import rollout_table
 from conf.schema import Config
 from policy.policy import Policy
 from policy.rollout import rollout
-
-WAIT_S = 5.0  # of one claim; a worker that waits longer asks again
 
 
 class SamplerActor:
@@ -34,8 +32,7 @@ class SamplerActor:
             policy = Policy.load(config.model, config.sampling, config.run.seed, device, trainable=False)
         loaded: Version | None = None
         while True:
-            with clock.on("waiting for orders"):
-                claimed = call(buffer.claim, self.name, clock.read(), WAIT_S)
+            claimed = ask(clock, "orders", buffer.claim, self.name)
             if claimed is None:
                 continue
             claim, (weights,) = claimed

@@ -391,7 +391,7 @@ class TrajectoryBuffer:
                 continue
             live, aside = self._rows(orders, tensors=False)
             if live is not None:
-                rows = stack([live, aside]).drop_columns(["batch", "age"])
+                rows = stack([live, aside]).drop_columns(["batch", "age", "age_in_flight"])
                 with self._remembering_a_stop():
                     path = self._store.write_evaluation(version, rows.sort_by([("trajectory_id", "descending")]))
                 self._do(training.evaluated(self.rules, self.state, version, path, self.clock()))

@@ -86,7 +86,10 @@ def scalar_rows(order: Order, work: Work, scores: Mapping[str, pa.Table], combin
     rows = len(order.trajectory_ids)
     aside = dict(work.set_aside)
     version, digest = work.version or (None, None)
-    age = order.batch - version if order.batch is not None and version is not None else None
+    age = in_flight = None
+    if order.batch is not None and version is not None:
+        age = order.batch - version
+        in_flight = work.newest - version if work.scores else None
     columns: dict[str, Any] = {
         "trajectory_id": pa.array(order.trajectory_ids, pa.int64()),
         "order_id": pa.array([order.order_id] * rows, pa.string()),
@@ -97,6 +100,7 @@ def scalar_rows(order: Order, work: Work, scores: Mapping[str, pa.Table], combin
         "policy_version": pa.array([version] * rows, pa.int32()),
         "policy_digest": pa.array([digest] * rows, pa.string()),
         "age": pa.array([age] * rows, pa.int32()),
+        "age_in_flight": pa.array([in_flight] * rows, pa.int32()),
     }
     values: dict[str, np.ndarray] = {}
     for reward in combination.weights:

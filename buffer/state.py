@@ -55,6 +55,7 @@ class Work(NamedTuple):
     claimed: float = 0.0  # times, in seconds since 1970: for people, nothing is decided by them
     rolled_out: float = 0.0
     scored: float = 0.0
+    newest: int = 0  # version when the last score came: how much of the age passed in flight
 
 
 class Trained(NamedTuple):
@@ -185,7 +186,8 @@ def _scored(state: State, record: Record) -> State:
     score = Score(record["reward"], record["table"], File(record["path"], record["digest"]))
     others = tuple(other for other in work.scores if other.reward != score.reward)
     scores = tuple(sorted((*others, score)))
-    return _change(state, record["order"], scores=scores, scored=float(record["time"]))
+    newest = state.next_batch
+    return _change(state, record["order"], scores=scores, scored=float(record["time"]), newest=newest)
 
 
 def _again(state: State, record: Record) -> State:

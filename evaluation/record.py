@@ -1,7 +1,8 @@
 """run.json: what only the driver knows of a run, one entry a sitting (from a start of the driver to its end).
 
 {"sittings": {"1": {"started": unix seconds, "ended": unix seconds, "machine": {...}, "restarts": 0,
-                    "seconds": {"sampler-0": {"rolling out": 81.2, "waiting for orders": 3.1}, ...}}, ...}}
+                    "seconds": {"sampler-0": {"rolling out": 81.2, "waiting for orders: the learner": 3.1}, ...},
+                    "advice": "the bottleneck is the learner: raise ..."}, ...}}
 """
 
 import json
@@ -16,11 +17,17 @@ NAME = "run.json"
 
 
 def record_sitting(
-    run_dir: Path, epoch: int, started: float, seconds: dict[str, dict[str, float]], restarts: int = 0
+    run_dir: Path,
+    epoch: int,
+    started: float,
+    seconds: dict[str, dict[str, float]],
+    restarts: int = 0,
+    advice: str = "",
 ) -> None:
     """Writes or replaces the entry of the sitting with this epoch, atomically: call it as often as wanted.
 
-    seconds: of each worker, by occupation; those it waited begin with "waiting". started: unix seconds.
+    seconds: of each worker, by occupation; those it waited begin with "waiting". started: unix seconds. advice: which
+    count to raise, a sentence.
     """
     record = read_record(run_dir)
     record["sittings"][str(epoch)] = {
@@ -29,6 +36,7 @@ def record_sitting(
         "machine": machine_info(),
         "restarts": restarts,
         "seconds": seconds,
+        "advice": advice,
     }
     partial = run_dir / f".{NAME}.partial"
     with partial.open("w") as file:

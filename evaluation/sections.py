@@ -109,7 +109,7 @@ def prompts(run: RunFiles) -> str:
 
 
 def where_time_went(run: RunFiles) -> str:
-    """For each worker the shares of its time by occupation, waiting last and pale: which count to raise."""
+    """Which count to raise, and for each worker the shares of its time by occupation, waiting last and pale."""
     workers: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for sitting in run.sittings:
         for worker, occupations in sitting["seconds"].items():
@@ -118,8 +118,10 @@ def where_time_went(run: RunFiles) -> str:
     bars = "".join(_bar(worker, occupations) for worker, occupations in sorted(workers.items()))
     if not bars:
         return ""
-    sentence = "Hatched is waiting. A role that never waits holds the others up: raise its count."
-    return f"<section><h2>Where the time went</h2><p>{sentence}</p>{bars}</section>"
+    advice = run.sittings[-1].get("advice", "")
+    advice = f"<p>In the last batches {html.escape(advice)}.</p>" if advice else ""
+    sentence = "Hatched is waiting, and for what. A role that hardly waits holds the others up."
+    return f"<section><h2>Where the time went</h2>{advice}<p>{sentence}</p>{bars}</section>"
 
 
 def settings(run: RunFiles) -> str:

@@ -41,6 +41,7 @@ class Batch:
     rewards: np.ndarray  # float32 [n], what is trained on
     parts: dict[str, np.ndarray]  # float32 [n]: each reward by itself, and the numbers that rewards store beside it
     ages: np.ndarray  # int32 [n], versions between sampling and training
+    ages_in_flight: np.ndarray  # int32 [n], those of them that passed before the last score; the rest passed waiting
     latents: np.ndarray  # float32 or float16 [n, T+1, C, H, W], x_T first
     log_probs: np.ndarray  # float32 [n, T], of latents[:, i + 1] given latents[:, i]
 
@@ -81,6 +82,7 @@ def batch_of(number: int, table: pa.Table, rewards: Sequence[str]) -> Batch:
         rewards=table["reward"].to_numpy().astype(np.float32),
         parts=_parts(table, rewards),
         ages=table["age"].to_numpy().astype(np.int32),
+        ages_in_flight=table["age_in_flight"].to_numpy().astype(np.int32),
         latents=tensors["latents"],
         log_probs=tensors["log_probs"],
     )

@@ -18,6 +18,8 @@ def reward_metrics(batch: Batch, batch_size: int, prompt_stds: dict[str, float])
         "reward/std": float(batch.rewards.std(dtype=np.float64)),
         "age/mean": float(batch.ages.mean()),
         "age/max": float(batch.ages.max()),
+        "age/in_flight": float(batch.ages_in_flight.mean()),
+        "age/waiting": float((batch.ages - batch.ages_in_flight).mean()),
         "trajectories": float(len(batch)),
         "set_aside": float(batch_size - len(batch)),
     }

@@ -12,6 +12,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from monitoring.advice import Advice
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -25,6 +27,7 @@ class Snapshot:
     set_aside: int  # pictures
     restarts: int
     notes: list[str]  # what went wrong since this start and was mended, a sentence each, oldest first
+    advice: Advice | None = None  # who holds the run up; None while too little is known
 
 
 @dataclass
@@ -38,6 +41,7 @@ class Display:
     printed: int = 0
     printed_evaluations: set[int] = field(default_factory=set)
     printed_notes: int = 0
+    advised: dict[str, tuple[int, int]] = field(default_factory=dict)  # what was last said to be raised
 
     def __enter__(self) -> "Display":
         if self.console.is_terminal:
@@ -70,6 +74,9 @@ class Display:
         for note in now.notes[self.printed_notes :]:
             self.say(note)
         self.printed_notes = len(now.notes)
+        if now.advice and now.advice.raises != self.advised:
+            self.say(now.advice.sentence)
+            self.advised = now.advice.raises
 
     def _line(self, row: dict[str, float], now: Snapshot) -> str:
         return (
@@ -99,6 +106,9 @@ class Display:
             facts.add_row(f"evaluation at {version}", f"{mean:.4f}")
         facts.add_row("orders", ", ".join(f"{count} {state}" for state, count in sorted(now.orders.items())) or "none")
         facts.add_row("waiting", ", ".join(f"{who} {share:.0%}" for who, share in sorted(now.waiting.items())))
+        if now.advice:
+            facts.add_row("for whom", ", ".join(f"{who}: {whom}" for who, whom in sorted(now.advice.waits_for.items())))
+            facts.add_row("bottleneck", now.advice.sentence.removeprefix("the bottleneck is "))
         facts.add_row("trouble", f"{now.set_aside} pictures set aside, {now.restarts} restarts")
         bar = ProgressBar(total=self.batches, completed=now.trained)
         return Panel(

@@ -76,6 +76,7 @@ def toy_batch(policy: GaussianToy, count: int, number: int = 0, target: Tensor |
         rewards=rewards.numpy().astype(np.float32),
         parts={},
         ages=np.zeros(count, np.int32),
+        ages_in_flight=np.zeros(count, np.int32),
         latents=latents.numpy(),
         log_probs=log_probs.reshape(count, steps).numpy(),
     )

@@ -76,9 +76,10 @@ def synthetic_run(folder: Path, batches: int = 40) -> Path:
         table = pa.table({"age": pa.array([0, 1, 0]), "set_aside": [None, None, "the reward was nan"]})
         pq.write_table(table, run_dir / "trajectories" / f"b00000.e0001.{attempt:05d}.parquet")
     seconds = {
-        "sampler-0": {"rolling out": 300.0, "waiting for orders": 150.0},
-        "learner-0": {"updating": 180.0, "waiting for batches": 270.0},
-        "reward-compressibility-0": {"scoring": 5.0, "waiting for pictures": 445.0},
+        "sampler-0": {"rolling out": 300.0, "waiting for orders: scores of compressibility": 150.0},
+        "learner-0": {"updating": 180.0, "waiting for batches: rollouts": 270.0},
+        "reward-compressibility-0": {"scoring": 5.0, "waiting for pictures: rollouts": 445.0},
     }
-    record_sitting(run_dir, epoch=1, started=time.time() - 450.0, seconds=seconds, restarts=1)
+    advice = "the bottleneck is the samplers: raise samplers.count from 1 to 2"
+    record_sitting(run_dir, epoch=1, started=time.time() - 450.0, seconds=seconds, restarts=1, advice=advice)
     return run_dir

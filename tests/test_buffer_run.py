@@ -71,7 +71,31 @@ def test_a_run_trains_every_trajectory_once_in_order_and_young_enough(tmp_path: 
             place = order.trajectory_ids.index(row["trajectory_id"])
             assert (row["prompt"], row["seed"]) == (order.prompts[place], order.seeds[place])
             assert row["age"] == batch - row["policy_version"] <= 1
+            assert 0 <= row["age_in_flight"] <= row["age"]
     assert b.take("learner") is None and b.claim("s0") is None
+
+
+def test_the_age_is_split_into_what_passed_in_flight_and_what_passed_waiting(tmp_path: Path) -> None:
+    b = buffer(tmp_path, max_staleness=2)
+    start(b)
+    for _ in range(4 + 4 + 3):  # batches 0 and 1 and most of batch 2, all at version 0
+        roll_out(b)
+        score(b)
+    late = b.claim("s1")
+    assert late is not None and late.order.order_id == "b00002.03" and late.version.number == 0
+    train(b)
+    publish(b)
+    b = buffer(tmp_path, max_staleness=2)  # a restart forgets nothing of it
+    start(b)
+    assert b.add(late.order.order_id, late.version, rolled_out(late.order, late.version))
+    score(b)
+    train(b)
+    publish(b)
+    train(b)
+    split = {row["order_id"]: (row["age"], row["age_in_flight"]) for batch in rows(tmp_path).values() for row in batch}
+    assert {split[f"b00001.{i:02d}"] for i in range(4)} == {(1, 0)}
+    assert {split[f"b00002.{i:02d}"] for i in range(3)} == {(2, 0)}
+    assert split["b00002.03"] == (2, 1)  # it came when version 1 was there, and waited for batch 1
 
 
 @pytest.mark.parametrize("k", [0, 2])
@@ -518,7 +542,7 @@ def test_evaluations_come_first_hold_nothing_up_and_are_the_same_pairs(tmp_path:
     pairs = [list(zip(t["prompt"].to_pylist(), t["seed"].to_pylist(), strict=True)) for t in tables.values()]
     assert pairs[0] == pairs[1] == pairs[2] and len(set(pairs[0])) == 4
     assert [t["policy_version"].to_pylist() for t in tables.values()] == [[v] * 4 for v in (0, 2, 3)]
-    assert not {"batch", "age", "advantage"} & set(tables[0].column_names)
+    assert not {"batch", "age", "age_in_flight", "advantage"} & set(tables[0].column_names)
     images = b.evaluation_images(3, 3)
     order = PLAN.evaluation(3)[0]
     assert images is not None and images.shape == (3, 4, 4, 3)

@@ -73,6 +73,7 @@ def make_batch(policy: Policy, number: int, count: int = 8) -> Batch:
         rewards=made.images.mean(axis=(1, 2, 3)).astype(np.float32),
         parts={},
         ages=np.zeros(count, np.int32),
+        ages_in_flight=np.zeros(count, np.int32),
         latents=made.latents,
         log_probs=made.log_probs,
     )

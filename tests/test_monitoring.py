@@ -2,12 +2,14 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from monitoring.advice import Advice, advise
 from monitoring.display import Display, Snapshot, sparkline
 from monitoring.metrics import MetricsLog
 
@@ -64,6 +66,19 @@ def snapshot(trained: int, notes: list[str]) -> Snapshot:
     )
 
 
+def advice(rollout_s: float, scoring_s: float) -> Advice:
+    """Of four batches of four orders, with orders that take so long."""
+    seconds = {
+        "sampler-0.0": {"rolling out": 16 * rollout_s, "waiting for orders: scores of clip": 9.0},
+        "reward-clip-0.0": {"scoring": 16 * scoring_s},
+        "learner-0.0": {"training": 0.1},
+    }
+    counts = {"samplers": 1, "rewards.clip": 1, "learner": 1}
+    found = advise(seconds, 16 * max(rollout_s, scoring_s), 4, counts, 64, 16, max_staleness=1)
+    assert found is not None
+    return found
+
+
 def shown(terminal: bool, *snapshots: Snapshot) -> str:
     output = io.StringIO()
     console = Console(file=output, force_terminal=terminal, width=160, highlight=False)
@@ -94,6 +109,21 @@ def test_in_a_terminal_there_is_a_panel() -> None:
     text = shown(True, snapshot(3, ["sampler-0.0 died"]))
     for says in ("mine", "3 of 10", "clipped 25.0%", "sampler-0 50%", "2 pictures set aside", "sampler-0.0 died"):
         assert says in text, says
+
+
+def test_advice_is_printed_when_it_changes_and_stands_in_the_panel() -> None:
+    first, again, other = (
+        replace(snapshot(trained, []), advice=advice(*at))
+        for trained, at in enumerate([(1.0, 2.0), (1.1, 2.0), (1.0, 0.1)])
+    )
+    lines = [line for line in shown(False, first, again, other).splitlines() if "bottleneck" in line]
+    assert [line.split(" for ")[0] for line in lines] == [
+        "the bottleneck is reward clip: raise rewards.clip.count from 1 to 2",
+        "the bottleneck is the samplers: raise samplers.count from 1 to 2",
+    ]
+    panel = shown(True, first)
+    for says in ("reward clip: raise rewards.clip.count from 1 to 2", "samplers: scores of clip"):
+        assert says in panel, says
 
 
 def test_a_sparkline_runs_from_the_lowest_to_the_highest() -> None:

@@ -1,5 +1,6 @@
 """Pools of rewards in real runs: slow ones hold nobody up, and those that fail, hang or die lose nothing."""
 
+import json
 import os
 import signal
 import time
@@ -131,3 +132,37 @@ def test_samplers_hardly_wait_for_a_reward_as_slow_as_the_rollout(model: Path, t
     print(f"the sampler waited {1 - busy / span:.1%} of {span:.1f} s")
     assert span > len(orders)  # the delays were there
     assert 1 - busy / span <= 0.05
+
+
+@pytest.mark.slow
+def test_the_advice_names_the_slow_reward_and_what_a_second_actor_gives(model: Path, tmp_path: Path) -> None:
+    """Scoring an order takes three times as long as rolling it out, so a batch of four takes as long as its scores. The
+    throughput that the first run says to expect of a second actor is what a second run then has."""
+    more = ["run.batches=8", "buffer.max_staleness=1"]
+    delays = "policy.rollout:rollout:0.5,learner.learner:Learner.train:0.5"
+
+    def run(name: str, *settings: str) -> tuple[dict[str, float], str]:
+        """The last row that has numbers of the throughput, and what was printed."""
+        done = launch(
+            *command(model, tmp_path, "time.sleep(1.5)", *more, f"run.name={name}", *settings),
+            cwd=tmp_path,
+            delays=delays,
+        )
+        assert done.returncode == 0, done.stderr
+        lines = (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()
+        return [row for row in map(json.loads, lines) if "throughput/now" in row][-1], done.stdout
+
+    before, printed = run("before")
+    sentence = "the bottleneck is reward mine: raise rewards.mine.count from 1 to 2 for"
+    assert sentence in printed
+    assert sentence in (tmp_path / "runs" / "before" / "report.html").read_text()
+    assert before["waiting/rewards.mine"] < 0.1 < before["waiting/samplers"]
+    (sitting,) = json.loads((tmp_path / "runs" / "before" / "run.json").read_text())["sittings"].values()
+    waits = {what: spent for what, spent in sitting["seconds"]["sampler-0"].items() if what.startswith("waiting")}
+    assert max(waits, key=lambda what: waits[what]) == "waiting for orders: scores of mine"
+    after, _ = run("after", "rewards.mine.count=2")
+    print(
+        f"{before['throughput/now']:.2f}, expected {before['throughput/expected']:.2f}, {after['throughput/now']:.2f}"
+    )
+    assert before["throughput/expected"] == pytest.approx(after["throughput/now"], rel=0.15)
+    assert after["throughput/now"] > 1.2 * before["throughput/now"]
