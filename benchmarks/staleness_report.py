@@ -29,12 +29,18 @@ STYLE = """
   svg { font: 13px system-ui, sans-serif; fill: #22222a; }
   .tick { font-size: 11.5px; fill: #6d6d78; } .rule { stroke: #e6e4df; }
   polyline { fill: none; stroke-width: 2; } .bar { stroke-width: 1.6; }
-""" + "\n".join(
-    f"  .c{place} polyline, .c{place} .bar {{ stroke: {colour}; }} .c{place} circle, text.c{place} {{ fill: {colour}; }}"
-    for place, colour in enumerate(COLOURS)
+""" + "".join(
+    f"  .c{i} polyline, .c{i} .bar {{ stroke: {colour}; }} .c{i} circle, text.c{i} {{ fill: {colour}; }}\n"
+    for i, colour in enumerate(COLOURS)
 )
 
 Lines = list[dict[str, Any]]  # of one (k, objective), by seed
+
+
+def grouped(lines: dict[Cell, dict[str, Any]]) -> dict[tuple[int, bool], Lines]:
+    """By (k, decoupled), as far as they are there; k = 0 is both objectives' and stands under False."""
+    variants = [(k, decoupled) for k in AGES for decoupled in ((False, True) if k else (False,))]
+    return {variant: [lines[c] for c in (Cell(s, *variant) for s in SEEDS) if c in lines] for variant in variants}
 
 
 def gains(line: dict[str, Any]) -> dict[int, float]:
@@ -120,8 +126,7 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, help="where to draw the figure, an SVG file")
     args = parser.parse_args()
     lines = finished(args.results)
-    variants = [(k, decoupled) for k in AGES for decoupled in ((False, True) if k else (False,))]
-    study = {variant: [lines[c] for c in (Cell(s, *variant) for s in SEEDS) if c in lines] for variant in variants}
+    study = grouped(lines)
     missing = sum(len(SEEDS) - len(found) for found in study.values())
     if not all(study.values()):
         parser.error(f"{args.results} lacks {missing} cells, all seeds of some k: run python -m benchmarks.staleness")
