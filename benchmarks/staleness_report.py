@@ -1,0 +1,148 @@
+"""The table and the figure of docs/asynchrony.md, from the results of benchmarks/staleness.py.
+
+    python -m benchmarks.staleness_report [runs/staleness.jsonl] [--figure docs/images/staleness.svg]
+
+The gain is the mean rise of the reward within the fixed evaluation pairs, in standard deviations of the base model's
+rewards over them. Everything is given as mean ± standard error over seeds. Seeds share their pairs across cells, so the
+difference to k = 0 is taken seed by seed.
+"""
+
+import argparse
+import html
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.staleness import AGES, RESULTS, SEEDS, Cell, finished
+from conf.load import load
+from evaluation.svg import Curve, chart
+
+NAMES = {False: "plain", True: "decoupled"}
+HEAD = (
+    "| k | objective | gain in base stds | difference to k = 0 | KL to the base model, nats | outside the clip range "
+    "| effective sample size of a step |\n|---|---|---|---|---|---|---|"
+)
+COLOURS = ("#3557d6", "#c2562d", "#0f8a6a", "#8b46b5", "#a07a00")
+STYLE = """
+  svg { font: 13px system-ui, sans-serif; fill: #22222a; }
+  .tick { font-size: 11.5px; fill: #6d6d78; } .rule { stroke: #e6e4df; }
+  polyline { fill: none; stroke-width: 2; } .bar { stroke-width: 1.6; }
+""" + "".join(
+    f"  .c{i} polyline, .c{i} .bar {{ stroke: {colour}; }} .c{i} circle, text.c{i} {{ fill: {colour}; }}\n"
+    for i, colour in enumerate(COLOURS)
+)
+
+Lines = list[dict[str, Any]]  # of one (k, objective), by seed
+
+
+def grouped(lines: dict[Cell, dict[str, Any]]) -> dict[tuple[int, bool], Lines]:
+    """By (k, decoupled), as far as they are there; k = 0 is both objectives' and stands under False."""
+    variants = [(k, decoupled) for k in AGES for decoupled in ((False, True) if k else (False,))]
+    return {variant: [lines[c] for c in (Cell(s, *variant) for s in SEEDS) if c in lines] for variant in variants}
+
+
+def gains(line: dict[str, Any]) -> dict[int, float]:
+    """Version -> gain in base stds."""
+    rewards = {int(version): np.array(values) for version, values in line["evaluations"].items()}
+    return {
+        version: float((values - rewards[0]).mean() / rewards[0].std(ddof=1)) for version, values in rewards.items()
+    }
+
+
+def spread(values: list[float]) -> tuple[float, float]:
+    """Mean and its standard error, which is nan for a single value."""
+    return float(np.mean(values)), float(np.std(values, ddof=1) / math.sqrt(len(values))) if values[1:] else math.nan
+
+
+def table(study: dict[tuple[int, bool], Lines]) -> str:
+    """Markdown. KL of the last batch; clipping and effective sample size are means over the batches."""
+    rows = [HEAD]
+    fresh = {line["seed"]: last_gain(line) for line in study[0, False]}
+    for (k, decoupled), lines in study.items():
+        difference = [last_gain(line) - fresh[line["seed"]] for line in lines]
+        cells = [
+            str(k),
+            NAMES[decoupled] if k else "either",
+            _shown(spread([last_gain(line) for line in lines]), "+.2f"),
+            _shown(spread(difference), "+.2f") if k else "",
+            _shown(spread([line["batches"][-1]["kl/base"] for line in lines]), ".0f"),
+            *(_shown(spread([_mean(line, name) for line in lines]), ".2f") for name in ("clip_fraction", "ess/step")),
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def last_gain(line: dict[str, Any]) -> float:
+    return list(gains(line).values())[-1]
+
+
+def _mean(line: dict[str, Any], name: str) -> float:
+    return float(np.mean([batch[name] for batch in line["batches"]]))
+
+
+def _shown(value: tuple[float, float], form: str) -> str:
+    return f"{value[0]:{form}} ± {value[1]:{form.lstrip('+')}}"
+
+
+def figure(study: dict[tuple[int, bool], Lines]) -> str:
+    """SVG: above the gain at the end against k, below the way there with each objective."""
+    by_age = [_curve_by_age(study, decoupled) for decoupled in (False, True)]
+    panels = [_panel("after all batches, by k", by_age, 40, 0, 900, "k")]
+    for place, decoupled in enumerate((False, True)):
+        curves = [_curve_by_batch(f"k = {k}", study[k, decoupled and k > 0]) for k in AGES]
+        panels.append(_panel(NAMES[decoupled], curves, 40 + 460 * place, 370, 440, "batches trained"))
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 980 740" width="980" height="740">'
+        f'<style>{STYLE}</style><rect width="980" height="740" fill="#ffffff"/>{"".join(panels)}</svg>\n'
+    )
+
+
+def _curve_by_age(study: dict[tuple[int, bool], Lines], decoupled: bool) -> Curve:
+    ends = [spread([last_gain(line) for line in study[k, decoupled and k > 0]]) for k in AGES]
+    return Curve(NAMES[decoupled], AGES, [mean for mean, _ in ends], "points", [error for _, error in ends])
+
+
+def _curve_by_batch(name: str, lines: Lines) -> Curve:
+    seeds = [gains(line) for line in lines]
+    points = {version: spread([seed[version] for seed in seeds]) for version in seeds[0]}
+    return Curve(name, list(points), [mean for mean, _ in points.values()], "points", [e for _, e in points.values()])
+
+
+def _panel(title: str, curves: list[Curve], x: int, y: int, width: int, x_label: str) -> str:
+    legend = "".join(
+        f'<text class="c{place}" x="{x + 58 + 78 * place}" y="{y + 46}">{html.escape(curve.name)}</text>'
+        for place, curve in enumerate(curves)
+    )
+    drawing = chart(curves, width=width, height=290, x_label=x_label)
+    placed = drawing.replace("<svg ", f'<svg x="{x}" y="{y + 56}" width="{width}" height="290" ', 1)
+    return f'<text x="{x + 58}" y="{y + 24}" font-weight="600">gain in base stds, {title}</text>{legend}{placed}'
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, nargs="?", default=RESULTS)
+    parser.add_argument("--figure", type=Path, help="where to draw the figure, an SVG file")
+    args = parser.parse_args()
+    lines = finished(args.results)
+    study = grouped(lines)
+    missing = sum(len(SEEDS) - len(found) for found in study.values())
+    if not all(study.values()):
+        parser.error(f"{args.results} lacks {missing} cells, all seeds of some k: run python -m benchmarks.staleness")
+    if missing:
+        print(f"UNFINISHED: {missing} cells are missing\n")
+    config = load(next(iter(lines.values()))["settings"])
+    samples = config.run.batches * config.buffer.batch_size
+    print(
+        f"After {config.run.batches} batches, {samples:,} samples; {config.evaluation.count} evaluation pairs a seed."
+    )
+    seconds = sum(line["seconds"] for line in lines.values())
+    machines = " and ".join(dict.fromkeys(line["machine"] for line in lines.values()))
+    print(f"{seconds / 3600:.1f} hours of one core, on {machines}.\n\n{table(study)}")
+    if args.figure:
+        args.figure.write_text(figure(study))
+
+
+if __name__ == "__main__":
+    main()
