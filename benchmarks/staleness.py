@@ -114,6 +114,7 @@ def _batch(number: int, age: int, orders: Iterable[Order], policy: Policy, rewar
         rewards=rewards,
         parts={reward.name: rewards},
         ages=np.full(len(rewards), age, np.int32),
+        ages_in_flight=np.full(len(rewards), age, np.int32),
         latents=np.concatenate([m.latents for m in made]),
         log_probs=np.concatenate([m.log_probs for m in made]),
     )
