@@ -1,6 +1,7 @@
 # make train     install, then finetune the embedded model (ARGS="key=value ..." changes settings)
 # make test      install, then lint, types and tests
 # make test-slow install, then the tests that take longer: the buffer's protocol searched with two faults, advice against runs
+# make test-watching  install, then a run watched by a real Prometheus: every panel of the Grafana dashboard has data
 # make install   a virtual environment in .venv with exactly what requirements.lock names
 # make help      this list, and every setting of a run
 
@@ -11,7 +12,7 @@ VENV := .venv
 # Named by the lock's content, so that an unchanged lock costs nothing and a changed one installs again.
 STAMP := $(VENV)/installed-$(shell cksum < requirements.lock | cut -d' ' -f1)
 
-.PHONY: train test test-slow install help
+.PHONY: train test test-slow test-watching install help
 .DEFAULT_GOAL := help
 
 train: install
@@ -25,6 +26,10 @@ test: install
 
 test-slow: install
 	$(VENV)/bin/pytest -m slow -s
+
+test-watching: install
+	@command -v prometheus > /dev/null || { echo "prometheus is missing: apt-get install prometheus" >&2; exit 1; }
+	$(VENV)/bin/pytest -m watching tests/test_watching.py
 
 install: $(STAMP)
 

@@ -26,6 +26,7 @@ from ray.exceptions import RayActorError
 from actors.buffer_actor import BufferActor, News
 from actors.calls import call
 from actors.fleet import Fleet, Place
+from actors.gauges import Gauges
 from actors.learner_actor import LearnerActor
 from actors.reward_actor import RewardActor
 from actors.sampler_actor import SamplerActor
@@ -88,7 +89,7 @@ class Driver:
 
     def start(self) -> None:
         """Starts the buffer and the workers. Raises UserError when the run folder's journal is no good."""
-        self.buffer = _remote(BufferActor, max_restarts=-1).remote(
+        self.buffer = _remote(BufferActor, "buffer", max_restarts=-1).remote(
             str(self.run_dir), self.plan, self._buffer_settings()
         )
         try:
@@ -98,6 +99,7 @@ class Driver:
         self.log = MetricsLog(self.run_dir, trained=news.status["trained_batches"])
         self.started = time.time()
         self.fleet = Fleet(self.buffer)
+        self.gauges = Gauges(self.run_dir.name)
         self.fleet.add(Place("learner-0", self._learner))
         self.scale(self.config)
 
@@ -126,6 +128,7 @@ class Driver:
         if (asked := scale.requested(self.run_dir)) is not None:
             self._scale_as_asked(asked)
         self.fleet.tend(news.overdue, news.seconds)
+        self.gauges.show(news, self.fleet, self.log.rows)
         if news.stop:
             raise RunStopped(news.stop)
         return news
@@ -218,32 +221,39 @@ class Driver:
 
     def _sampler(self, worker: str) -> list[ActorHandle]:
         needs = self.config.samplers
-        return [_remote(SamplerActor, needs.num_cpus, needs.num_gpus).remote(worker, self.config)]
+        return [_remote(SamplerActor, worker, needs.num_cpus, needs.num_gpus).remote(worker, self.config)]
 
     def _learner(self, group: str) -> list[ActorHandle]:
         """An actor for each rank; those after rank 0 are made as soon as it says where it waits for them."""
         needs = self.config.learner
-        kind = _remote(LearnerActor, needs.num_cpus, needs.num_gpus)
-        first = kind.remote(group, group, 0, self.config)
+
+        def start(worker: str) -> Any:
+            return _remote(LearnerActor, worker, needs.num_cpus, needs.num_gpus)
+
+        first = start(group).remote(group, group, 0, self.config)
         if needs.count == 1:
             return [first]
         meeting_point, incarnation = first.meet.remote(), group.rsplit(".", 1)[1]
+        names = [f"learner-{rank}.{incarnation}" for rank in range(needs.count)]
         return [first] + [
-            kind.remote(f"learner-{rank}.{incarnation}", group, rank, self.config, meeting_point)
+            start(names[rank]).remote(names[rank], group, rank, self.config, meeting_point)
             for rank in range(1, needs.count)
         ]
 
     def _reward(self, name: str) -> Callable[[str], list[ActorHandle]]:
         def start(worker: str) -> list[ActorHandle]:
             needs = self.config.rewards[name]
-            return [_remote(RewardActor, needs.num_cpus, needs.num_gpus).remote(worker, name, needs)]
+            return [_remote(RewardActor, worker, needs.num_cpus, needs.num_gpus).remote(worker, name, needs)]
 
         return start
 
 
-def _remote(kind: type, num_cpus: float = 0, num_gpus: float = 0, max_restarts: int = 0) -> Any:
-    """`kind` as a class of actors. Ray itself repeats no call: who asked asks again, if that is right."""
-    return ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=max_restarts, max_task_retries=0)(kind)
+def _remote(kind: type, name: str, num_cpus: float = 0, num_gpus: float = 0, max_restarts: int = 0) -> Any:
+    """`kind` as a class of actors; the dashboard shows `name`, which is the run's own, as its namespace is.
+
+    Ray itself repeats no call: who asked asks again, if that is right."""
+    actor: Any = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=max_restarts, max_task_retries=0)(kind)
+    return actor.options(name=name)
 
 
 def evaluated_versions(config: Config) -> tuple[int, ...]:

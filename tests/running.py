@@ -62,6 +62,11 @@ class Launched:
                 return
         raise AssertionError(f"the run ended without a line {start}...: {self.process.communicate()}")
 
+    @property
+    def session(self) -> Path:
+        """The folder of its Ray's session."""
+        return self.mark.parent / "ray" / "session_latest"
+
     def actor(self, kind: str) -> int:
         """The process id of the run's only actor of this class."""
         (found,) = self.actors(kind)
@@ -83,11 +88,14 @@ class Launched:
 
 
 @contextmanager
-def launched(*arguments: str, cwd: Path, fault: str = "", delays: str = "") -> Iterator[Launched]:
+def launched(
+    *arguments: str, cwd: Path, fault: str = "", delays: str = "", dashboard: bool = False
+) -> Iterator[Launched]:
     """Starts `launch.py` with these arguments. `fault` and `delays`: see faults/sitecustomize.py."""
     temp = Path(tempfile.mkdtemp(prefix="ddpo-"))  # short, because Ray's socket paths must be
     environment = dict(os.environ, PYTHONPATH=str(FAULTS), FAULT=fault, FAULT_MARK=str(temp / "fault"), DELAYS=delays)
-    command = [sys.executable, str(ROOT / "launch.py"), *arguments, f"ray.temp_dir={temp}/ray", "ray.dashboard=false"]
+    ray = [f"ray.temp_dir={temp}/ray", f"ray.dashboard={str(dashboard).lower()}"]
+    command = [sys.executable, str(ROOT / "launch.py"), *arguments, *ray]
     process = subprocess.Popen(
         command,
         cwd=cwd,

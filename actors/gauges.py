@@ -1,0 +1,115 @@
+"""A run's numbers at Ray's metrics endpoint, for Prometheus and the Grafana dashboard in `monitoring/grafana`.
+
+    a row of metrics.jsonl    key reward/std    ──►  ray_ddpo_batch_reward_std{run="mine"}
+    the state of this moment  orders, workers   ──►  ray_ddpo_orders{run="mine", state="open"}
+
+docs/watching.md has the list. Ray puts `ray_` before the names and labels of its own (session, node) beside the tags.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+
+from ray.util.metrics import Counter, Gauge
+
+from actors.buffer_actor import News
+from actors.fleet import Fleet
+
+# Families of keys that are one metric with a tag: prefix of the key, name of the metric, tag.
+FAMILIES = (
+    ("clip_fraction/step_", "clip_fraction_by_step", "step"),
+    ("reward/", "reward", "reward"),
+    ("waiting/", "waiting", "role"),
+)
+OF_ALL_REWARDS = ("reward/mean", "reward/std", "reward/std_per_prompt")
+WAITING = "waiting for "  # how a worker's occupations begin while it does nothing
+
+
+class Gauges:
+    """Call `show` at least every ten seconds: Ray forgets a gauge that is not set again within two of its reports.
+
+    Gauges are of the run, whoever was its driver. What counts from this start of the driver is said so: the restarts,
+    and the counter of seconds, which Prometheus' `increase` and `rate` read right across starts.
+    """
+
+    def __init__(self, run: str) -> None:
+        self.run = run
+        self.gauges: dict[str, Gauge] = {}
+        self.seconds = Counter(
+            "ddpo_worker_seconds", "Seconds that workers of a role spent on this.", ("run", "role", "doing")
+        )
+        self.counted: dict[tuple[str, str], float] = {}  # seconds of a worker's occupation that the counter has
+
+    def show(self, news: News, fleet: Fleet, rows: Sequence[dict[str, float]]) -> None:
+        """rows: of metrics.jsonl, oldest first; the last batch and the last evaluation are shown."""
+        for kind, group in (("batch", "batch"), ("version", "evaluation")):
+            newest = next((row for row in reversed(rows) if kind in row), {})
+            for key, value in newest.items():
+                name, tags = metric_of(key)
+                self._set(f"{group}_{name}", f"{key} of the newest {group}.", value, **tags)
+        self._show_progress(news)
+        self._show_workers(news, fleet)
+        self._show_time(news)
+
+    def _show_progress(self, news: News) -> None:
+        status = news.status
+        self._set("trained_batches", "Batches trained, which is also the newest version.", status["trained_batches"])
+        self._set("batches", "Batches that the run is to train.", status["batches"])
+        self._set("epoch", "Starts of the buffer since the run began.", news.epoch)
+        self._set("set_aside", "Pictures set aside since the run began.", status["set_aside"])
+        for state in ("open", "claimed", "rolled_out", "scored"):
+            self._set("orders", "Orders of admitted batches by state.", status[f"orders_{state}"], state=state)
+
+    def _show_workers(self, news: News, fleet: Fleet) -> None:
+        workers: dict[tuple[str, str], int] = defaultdict(int)
+        restarts: dict[str, int] = defaultdict(int)
+        for place in fleet.places:
+            role = place.role
+            restarts[role] += fleet.restarts[place.name]
+            for state in ("working", "starting", "dead"):
+                workers[role, state] += 0
+            workers[
+                role, "dead" if not place.actors else "working" if place.worker in news.seconds else "starting"
+            ] += 1
+        for (role, state), count in workers.items():
+            self._set("workers", "Workers by role and state.", count, role=role, state=state)
+        for role, count in restarts.items():
+            self._set("restarts", "Workers started in the place of dead ones, since this start.", count, role=role)
+
+    def _show_time(self, news: News) -> None:
+        spent: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+        for worker, occupations in news.seconds.items():
+            role = role_of(worker)
+            for doing, seconds in occupations.items():
+                spent[role][doing] += seconds
+                if (more := seconds - self.counted.get((worker, doing), 0.0)) > 0:
+                    self.counted[worker, doing] = seconds
+                    self.seconds.inc(more, {"run": self.run, "role": role, "doing": doing})
+        for role, occupations in spent.items():
+            total = sum(occupations.values()) or 1.0
+            for doing, seconds in occupations.items():
+                if doing.startswith(WAITING):
+                    cause = doing.removeprefix(WAITING)
+                    what = "Share of its time that a role waited, and for what, since this start."
+                    self._set("waiting_share", what, seconds / total, role=role, waiting_for=cause)
+
+    def _set(self, name: str, description: str, value: float, **tags: str) -> None:
+        if name not in self.gauges:
+            self.gauges[name] = Gauge(f"ddpo_{name}", description, ("run", *tags))
+        self.gauges[name].set(value, {"run": self.run, **tags})
+
+
+def metric_of(key: str) -> tuple[str, dict[str, str]]:
+    """The metric's name and tags for a key of metrics.jsonl.
+
+    Example: "kl/base" -> ("kl_base", {}), "reward/aesthetic" -> ("reward", {"reward": "aesthetic"})
+    """
+    for prefix, name, tag in FAMILIES:
+        if key.startswith(prefix) and key not in OF_ALL_REWARDS:
+            return name, {tag: key.removeprefix(prefix)}
+    return re.sub(r"\W", "_", key, flags=re.ASCII), {}
+
+
+def role_of(worker: str) -> str:
+    """Of a place or a worker: reward-aesthetic-0.1 -> reward-aesthetic."""
+    return worker.rsplit("-", 1)[0]
