@@ -20,6 +20,7 @@ FAMILIES = (
     ("clip_fraction/step_", "clip_fraction_by_step", "step"),
     ("reward/", "reward", "reward"),
     ("waiting/", "waiting", "role"),
+    ("capacity/", "capacity", "role"),
 )
 OF_ALL_REWARDS = ("reward/mean", "reward/std", "reward/std_per_prompt")
 WAITING = "waiting for "  # how a worker's occupations begin while it does nothing
