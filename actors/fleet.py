@@ -64,9 +64,11 @@ class Fleet:
     restarts: dict[str, int] = field(default_factory=dict)  # by place
     notes: list[str] = field(default_factory=list)  # who died of what, and who finds no room, a sentence each
     without_room: set[str] = field(default_factory=set)  # workers of which it was said
+    removed: dict[str, int] = field(default_factory=dict)  # last incarnation by place: a place that comes back goes on
 
     def add(self, place: Place, actors: list[ActorHandle] | None = None) -> None:
         """Fills a new place, with `actors` if they were started before (rewards are, to be tried)."""
+        place.incarnation = self.removed.pop(place.name, -1) + 1
         self.places.append(place)
         self.restarts.setdefault(place.name, 0)
         self._start(place, actors)
@@ -74,6 +76,7 @@ class Fleet:
     def remove(self, place: Place) -> None:
         """Ends a place and its worker; what it was working on goes back, for others to do."""
         self.places.remove(place)
+        self.removed[place.name] = place.incarnation
         if place.actors:
             self._kill(place)
             ray.get(self.buffer.worker_died.remote(place.worker, True))
