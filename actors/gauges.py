@@ -14,6 +14,7 @@ from ray.util.metrics import Counter, Gauge
 
 from actors.buffer_actor import News
 from actors.fleet import Fleet
+from monitoring.advice import role_of
 
 # Families of keys that are one metric with a tag: prefix of the key, name of the metric, tag.
 FAMILIES = (
@@ -65,7 +66,7 @@ class Gauges:
         workers: dict[tuple[str, str], int] = defaultdict(int)
         restarts: dict[str, int] = defaultdict(int)
         for place in fleet.places:
-            role = place.role
+            role = role_of(place.name)
             restarts[role] += fleet.restarts[place.name]
             for state in ("working", "starting", "dead"):
                 workers[role, state] += 0
@@ -109,8 +110,3 @@ def metric_of(key: str) -> tuple[str, dict[str, str]]:
         if key.startswith(prefix) and key not in OF_ALL_REWARDS:
             return name, {tag: key.removeprefix(prefix)}
     return re.sub(r"\W", "_", key, flags=re.ASCII), {}
-
-
-def role_of(worker: str) -> str:
-    """Of a place or a worker: reward-aesthetic-0.1 -> reward-aesthetic."""
-    return worker.rsplit("-", 1)[0]

@@ -19,7 +19,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from actors.gauges import metric_of, role_of
+from actors.gauges import metric_of
 from monitoring.board import BOARD, Query, Series, ask, panels
 from tests.pipelines import tiny_pipeline
 from tests.running import ROOT, SMALL, TIMEOUT_S, Launched, launched
@@ -115,7 +115,7 @@ def test_all_that_the_board_shows_is_at_the_endpoint_on_this_host_only(command: 
     exported = {name for name in samples if name.startswith("ray_ddpo_batch_")}
     assert exported >= {f"ray_ddpo_batch_{metric_of(key)[0]}" for key in written[-1]}
     waits = {labels["role"]: (labels["waiting_for"], share) for labels, share in samples["ray_ddpo_waiting_share"]}
-    assert waits.keys() == {"sampler", "reward-compressibility", "learner"}
+    assert waits.keys() == {"samplers", "rewards.compressibility", "learner"}
     assert all(cause and 0 <= share <= 1 for cause, share in waits.values())
     working = [count for labels, count in samples["ray_ddpo_workers"] if labels["state"] == "working"]
     assert working == [1, 1, 1]
@@ -180,9 +180,9 @@ def test_every_query_of_the_board_has_data_in_a_real_prometheus(command: list[st
             os.kill(run.actor("SamplerActor"), signal.SIGKILL)
             wait_for(
                 "a restart of the sampler",
-                lambda: answered(url, 'ray_ddpo_restarts{run="watched", role="sampler"} == 1'),
+                lambda: answered(url, 'ray_ddpo_restarts{run="watched", role="samplers"} == 1'),
             )
-            dead = answered(url, 'ray_ddpo_workers{role="sampler", state="dead"} == 1')
+            dead = answered(url, 'ray_ddpo_workers{role="samplers", state="dead"} == 1')
             wait_for("a new sampler", lambda: "sampler-0.1" in actor_names(address[0]))
             names = actor_names(address[0])
             (rewards,) = answered(url, 'ray_ddpo_batch_reward_mean{run="watched"}')
@@ -203,4 +203,3 @@ def test_keys_become_names_and_tags() -> None:
     assert metric_of("reward/my-own.captions") == ("reward", {"reward": "my-own.captions"})
     assert metric_of("clip_fraction/step_05-09") == ("clip_fraction_by_step", {"step": "05-09"})
     assert metric_of("something/new-1") == ("something_new_1", {})
-    assert role_of("reward-my-own-0.12") == "reward-my-own"
