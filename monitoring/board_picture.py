@@ -18,7 +18,7 @@ POINTS = 300  # of a line
 PAGE = """<!doctype html><meta charset="utf-8"><title>{run}</title><style>
 :root {{ --c0: #3557d6; --c1: #c2562d; --c2: #0f8a6a; --c3: #8b46b5; --c4: #a07a00; --c5: #8f98b8; }}
 body {{ font: 13px system-ui, sans-serif; margin: 16px; color: #22222a; }}
-main {{ display: grid; grid-template-columns: repeat(3, 1fr); gap: 10px; }}
+main {{ display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 10px; }}
 h1, h2 {{ grid-column: 1 / -1; font-size: 15px; margin: 6px 0 0; }}
 h3 {{ font-size: 13px; margin: 0; }}
 div {{ border: 1px solid #e6e4df; border-radius: 6px; padding: 8px; }}
@@ -27,7 +27,7 @@ svg {{ width: 100%; display: block; overflow: visible; }}
 .c0 {{ --c: var(--c0); }} .c1 {{ --c: var(--c1); }} .c2 {{ --c: var(--c2); }}
 .c3 {{ --c: var(--c3); }} .c4 {{ --c: var(--c4); }} .c5 {{ --c: var(--c5); }}
 polyline {{ fill: none; stroke: var(--c); stroke-width: 2; }} circle {{ fill: var(--c); }}
-span {{ color: var(--c); margin-right: 10px; font-size: 11px; white-space: nowrap; }}
+span {{ color: var(--c); margin-right: 10px; font-size: 11px; display: inline-block; }}
 </style><main><h1>ddpo-ray · {run}</h1>{rows}</main>
 """
 
