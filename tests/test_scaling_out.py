@@ -5,10 +5,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from buffer.journal import read_counted
 from conf.load import from_file
 from tests.pipelines import tiny_pipeline
 from tests.running import ROOT, TIMEOUT_S, Launched, launched
@@ -46,32 +48,41 @@ def scale(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT_S)
 
 
-def wait_for_samplers(run: Launched, count: int) -> None:
+def wait_for(run: Launched, condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + TIMEOUT_S
-    while len(run.actors("SamplerActor")) != count:
-        assert time.monotonic() < deadline and run.process.poll() is None, run.actors("SamplerActor")
+    while not condition():
+        assert time.monotonic() < deadline and run.process.poll() is None
         time.sleep(0.2)
 
 
 def test_counts_change_while_the_run_goes_on(model: Path, tmp_path: Path) -> None:
-    """From one sampler to three, and back to one in the middle of their orders."""
-    command = small(model, "run", "run.batches=12", "evaluation.every=12")
-    with launched(*command, cwd=tmp_path, delays="policy.rollout:rollout:0.5") as run:
+    """From one sampler to three, back to one in the middle of their orders, and to two: who comes back gets work."""
+    folder = tmp_path / "runs" / "run"
+    command = small(model, "run", "run.batches=1000", "evaluation.every=1000")
+    with launched(*command, cwd=tmp_path, delays="policy.rollout:rollout:0.2") as run:
         run.wait_for_line("batch 1/")
-        more = scale(tmp_path, "samplers.count=3", "rewards.compressibility.count=2")
-        assert more.returncode == 0, more.stderr
-        assert "samplers.count 1 -> 3" in more.stdout
-        wait_for_samplers(run, 3)
-        fewer = scale(tmp_path, "samplers.count=1")
-        assert fewer.returncode == 0, fewer.stderr
-        wait_for_samplers(run, 1)
+        for words in (["samplers.count=3", "rewards.compressibility.count=2"], ["samplers.count=1"]):
+            done = scale(tmp_path, *words)
+            assert done.returncode == 0, done.stderr
+            assert words[0].split("=")[0] in done.stdout
+            wait_for(run, lambda count=int(words[0][-1]): len(run.actors("SamplerActor")) == count)  # type: ignore[misc]
+        assert scale(tmp_path, "samplers.count=2").returncode == 0
+        wait_for(run, lambda: "sampler-1.1" in workers(folder))
+        run.process.send_signal(signal.SIGINT)
         output = finish(run)
     assert "samplers.count 3 -> 1" in output and "died" not in output
-    config = from_file(tmp_path / "runs" / "run" / "config.yaml")
-    assert (config.samplers.count, config.rewards["compressibility"].count) == (1, 2)
-    assert [row["trajectory_id"] for row in trajectories(tmp_path / "runs" / "run")] == list(range(12 * 8))
-    late = scale(tmp_path, "samplers.count=2")
+    config = from_file(folder / "config.yaml")
+    assert (config.samplers.count, config.rewards["compressibility"].count) == (2, 2)
+    rows = trajectories(folder)
+    assert [row["trajectory_id"] for row in rows] == list(range(len(rows))) and rows
+    late = scale(tmp_path, "samplers.count=1")
     assert late.returncode == 2 and "no driver works on" in late.stderr
+
+
+def workers(folder: Path) -> set[str]:
+    """Who has claimed anything."""
+    records, _ = read_counted(folder / "journal", before=10**9)
+    return {record["worker"] for record in records if record["kind"] == "claimed"}
 
 
 def test_sigterm_finishes_the_batch_and_the_same_command_goes_on(model: Path, tmp_path: Path) -> None:
