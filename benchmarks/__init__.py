@@ -1,1 +1,1 @@
-"""How fast, and how much: measurements that print figures with the machine they were made on. No test depends on them."""
+"""How fast, and how much: figures, printed with the machine that they were made on. Tests do not depend on them."""

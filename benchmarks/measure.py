@@ -33,13 +33,13 @@ def limits(folder: Path, size: int) -> dict[str, float]:
 
         def write() -> None:
             with (Path(temporary) / str(time.monotonic_ns())).open("wb") as file:
-                file.write(data)
+                file.write(data.data)
                 file.flush()
                 os.fsync(file.fileno())
 
         return {
             "copy": COPIED / MIB / _median_seconds(lambda: np.copyto(target, large)),
-            "sha256": size / MIB / _median_seconds(lambda: hashlib.sha256(data).digest()),
+            "sha256": size / MIB / _median_seconds(lambda: hashlib.sha256(data.data).digest()),
             "write and fsync": size / MIB / _median_seconds(write),
         }
 

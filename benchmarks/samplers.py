@@ -168,7 +168,7 @@ def measure(count: int, seconds: float, folder: Path) -> Measured:
         "evaluate_versions": (),
     }
     with cluster(Config(ray=RayConfig(dashboard=False, temp_dir=str(folder / "ray")))):
-        start = ray.remote(num_cpus=0, max_task_retries=0)
+        start: Any = ray.remote(num_cpus=0, max_task_retries=0)
         buffer = start(MeasuredBuffer).remote(str(run_dir), PLAN, settings)
         learner = start(Learner).remote()
         reward = start(RewardActor).remote("reward-flat-0", "flat", RewardConfig(path="benchmarks.samplers:AtOnce"))
