@@ -35,6 +35,7 @@ BATCHES = 14
 BEGINNING, END = 4, 2  # batches that are not counted: the pipeline fills, and runs empty
 BATCH_S = 4.0  # of rollout, of reward, and of the learner
 ORDERS = 4
+LITTLE_COMPUTING = ["sampling.steps=2", "sampling.guidance=1", "learner.optimizer_steps=1", "learner.microbatch=16"]
 REQUESTS = 8  # that the remote service takes at once
 
 
@@ -65,7 +66,7 @@ def batch_seconds(folder: Path, arguments: Sequence[str], reward_s: float, delay
 
 
 def waits(folder: Path, pairs: int) -> None:
-    small = [*SMALL, f"model.path={tiny_pipeline(folder / 'tiny')}"]
+    small = [*SMALL, *LITTLE_COMPUTING, f"model.path={tiny_pipeline(folder / 'tiny')}"]
     rollout = f"policy.rollout:rollout:{BATCH_S / ORDERS}"
 
     def synchronous() -> float:
