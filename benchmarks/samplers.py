@@ -215,7 +215,20 @@ def _watch(
     return np.array(samples)
 
 
-COLUMNS = ("samplers", "traj/s", "of linear", "MiB/s", "claim", "add", "longest", "core", "memory", "store", "tensors/")
+COLUMNS = (
+    "samplers",
+    "traj/s",
+    "of n/8 s",
+    "of linear",
+    "MiB/s",
+    "claim",
+    "add",
+    "longest",
+    "core",
+    "memory",
+    "store",
+    "tensors/",
+)
 
 
 def report(count: int, found: Measured, linear: float) -> None:
@@ -225,6 +238,7 @@ def report(count: int, found: Measured, linear: float) -> None:
     figures = (
         f"{count}",
         f"{found.rate:.3f}",
+        f"{100 * found.rate * ROLLOUT_S / count:.1f} %",
         f"{100 * found.rate / linear:.1f} %",
         f"{found.rate * _trajectories().nbytes / PLAN.order_size / MIB:.1f}",
         f"{found.claim_s:.2f} s",
