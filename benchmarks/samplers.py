@@ -94,7 +94,7 @@ class Samplers:
         found = self.found[name]
         asked = time.monotonic()
         while time.time() < until:
-            claimed = call(buffer.claim, name, {}, WAIT_S)
+            claimed, _ = call(buffer.claim, name, {}, WAIT_S)
             if claimed is None:
                 continue
             claim, _ = claimed
@@ -116,7 +116,8 @@ class Learner:
         _write_recovery_point(run_dir / first)
         call(buffer.trained, -1, Version(0, "0"), first, "")
         while True:
-            taken: TakenBatch | None = call(buffer.take, "learner", {}, WAIT_S)
+            taken: TakenBatch | None
+            taken, _ = call(buffer.take, "learner-0", "learner-0", {}, WAIT_S)
             if taken is not None:
                 _write_recovery_point(run_dir / taken.recovery_point)
                 write_batch(run_dir, taken, taken.table["reward"].to_numpy(), time.time())

@@ -1,0 +1,46 @@
+"""What the memory of a Ray actor does by itself: one whose method does nothing, called again and again.
+
+    python -m benchmarks.bare_actor
+
+The buffer actor's own memory creeps up in its first hours; this shows how much of that is Ray's bookkeeping of calls.
+"""
+
+import os
+import tempfile
+from typing import Any
+
+import ray
+
+from actors.cluster import cluster
+from benchmarks.measure import machine_line, own_memory
+from conf.schema import Config, RayConfig
+
+CALLS = 60_000
+STEP = 5_000
+
+
+class Bare:
+    async def nothing(self, worker: str, seconds: dict[str, float]) -> None:
+        """The arguments are those of a call of the buffer."""
+
+    async def process(self) -> int:
+        return os.getpid()
+
+
+def main() -> None:
+    print(machine_line())
+    with (
+        tempfile.TemporaryDirectory(prefix="ddpo-") as folder,
+        cluster(Config(ray=RayConfig(dashboard=False, temp_dir=f"{folder}/ray"))),
+    ):
+        start: Any = ray.remote(num_cpus=0)
+        actor = start(Bare).remote()
+        pid = ray.get(actor.process.remote())
+        for done in range(STEP, CALLS + 1, STEP):
+            for _ in range(STEP // 100):
+                ray.get([actor.nothing.remote("sampler-0", {}) for _ in range(100)])
+            print(f"{done:6d} calls: {own_memory(pid):6.1f} MiB", flush=True)
+
+
+if __name__ == "__main__":
+    main()
