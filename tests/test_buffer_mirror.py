@@ -1,6 +1,7 @@
 """The mirror: a head lost at every moment, heads that race, a head that comes back, a mirror that fails."""
 
 import itertools
+import re
 import shutil
 import threading
 import time
@@ -211,6 +212,10 @@ def test_heads_lost_again_and_again(tmp_path: Path) -> None:
     for lost in itertools.count():
         run = tmp_path / f"run {lost}"
         mirror = new_head(tmp_path / "mirror", run)
+        if lost:
+            used = {int(found) for path in run.rglob("*") for found in re.findall(r"\.e(\d{4})\.", path.name)}
+            (journal,) = (run / "journal").iterdir()
+            assert max(used) < int(journal.stem.split("-")[1])
         b = buffer(run, **settings(k))
         epochs.append(b.epoch)
         begun = b.state.next_batch
@@ -236,6 +241,28 @@ def test_a_damaged_copy_is_named_and_nothing_is_restored_from_it(tmp_path: Path)
     with pytest.raises(UserError, match=f"{victim.name} is not as it was written"):
         new_head(tmp_path / "mirror", tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_head_record_that_is_not_whole_counts_for_nobody(tmp_path: Path) -> None:
+    run_with_mirror(tmp_path / "mirror", tmp_path / "run", k=0)
+    shutil.rmtree(tmp_path / "run")
+    whole = next((tmp_path / "mirror").glob("*/head-*.json"))
+    changed = whole.read_bytes().replace(b'"epoch": 1', b'"epoch": 7')
+    assert changed != whole.read_bytes()
+    for number, content in enumerate((b"", whole.read_bytes()[:-30], changed)):
+        whole.with_name(f"head-{900000 + number}.json").write_bytes(content)
+    new_head(tmp_path / "mirror", tmp_path / "run")
+    assert buffer(tmp_path / "run", **settings(0)).epoch == 3
+
+
+def test_what_a_head_writes_before_another_claims_is_not_missed(tmp_path: Path) -> None:
+    """The last moment: the new head has read a HEAD, the old one writes another and removes what the first named."""
+    old = new_head(tmp_path / "mirror", tmp_path / "old")
+    b = buffer(tmp_path / "old", **settings(0))
+    go_on(b, syncing(old, b), batches=1)
+    new = Mirror(remote(tmp_path / "mirror"), URI, tmp_path / "new")
+    assert new.prepare(lambda _: go_on(b, syncing(old, b), batches=2))
+    assert buffer(tmp_path / "new", **settings(0)).state.next_batch == 2
 
 
 def test_other_settings_are_refused_before_anything_is_claimed(tmp_path: Path) -> None:
@@ -329,8 +356,10 @@ def test_a_head_that_comes_back_stops_and_what_it_has_written_counts_for_nobody(
     go_on(b, syncing(old, b), batches=1)
     new = new_head(tmp_path / "mirror", tmp_path / "new")
     go_on(b, nothing)  # behind its cable it goes on to the end
+    heads = sorted((tmp_path / "mirror").glob("*/head-*.json"))
     with pytest.raises(RunStopped, match="Another head has gone on"):
         old.sync(b.rules.served)
+    assert sorted((tmp_path / "mirror").glob("*/head-*.json")) == heads
     c = buffer(tmp_path / "new", **settings(0))
     assert c.state.next_batch == 1
     go_on(c, syncing(new, c))
