@@ -1,6 +1,6 @@
 # make train     install, then finetune the embedded model (ARGS="key=value ..." changes settings)
 # make test      install, then lint, types and tests
-# make test-slow install, then the tests that take longer: the buffer's protocol searched with two faults, advice against runs
+# make test-slow install, then the slower tests: the buffer's protocol and mirror at every fault, advice against runs
 # make test-watching  install, then a run watched by a real Prometheus: every panel of the Grafana dashboard has data
 # make install   a virtual environment in .venv with exactly what requirements.lock names
 # make help      this list, and every setting of a run

@@ -1,6 +1,6 @@
 """Finetune a text-to-image diffusion model by reinforcement learning: `python launch.py compressibility`.
 
-    config ──► run folder ──► cluster ──► rewards tried ──► actors ──► training loop ──► LoRA and report
+    config ──► run folder (or its mirror) ──► cluster ──► rewards tried ──► actors ──► training loop ──► LoRA and report
 
 `python launch.py --help` lists experiments and settings. The same command on an existing run goes on with it.
 """
@@ -11,8 +11,10 @@ from pathlib import Path
 from types import FrameType
 
 from actors.cluster import cluster
-from actors.driver import Driver
+from actors.driver import Driver, rules
 from buffer.errors import RunStopped
+from buffer.mirror import Mirror
+from buffer.mirroring import Mirroring
 from buffer.orders import Plan
 from conf.errors import UserError
 from conf.load import help_text, load
@@ -45,11 +47,19 @@ def main(arguments: list[str]) -> int:
         run_dir = Path(config.run.dir) / config.run.name
         with RunLock(run_dir):
             check_resume(run_dir, config, prompts)
+            mirror = Mirror.at(config.run.mirror, run_dir) if config.run.mirror is not None else None
+            if mirror and mirror.prepare(lambda restored: check_resume(restored, config, prompts)):
+                print(f"{run_dir} was restored from the mirror {config.run.mirror}")
+            mirroring = Mirroring(mirror, rules(config).served)
             if config.run.batches in read_evaluations(run_dir):  # the last thing that a run does
+                with mirroring:
+                    mirroring.start()
+                    mirroring.finish()
                 print(f"{run_dir} is finished, all {config.run.batches} batches are trained: see {run_dir}/report.html")
                 print(f"To train on, give the same command with run.batches={2 * config.run.batches}")
                 return 0
-            train(config, prompts, run_dir)
+            with mirroring:
+                train(config, prompts, run_dir, mirroring)
     except (UserError, RunStopped) as reason:
         print(f"launch.py: {reason}", file=sys.stderr)
         return 2
@@ -59,7 +69,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def train(config: Config, prompts: list[str], run_dir: Path) -> None:
+def train(config: Config, prompts: list[str], run_dir: Path, mirroring: Mirroring) -> None:
     """Until the run is finished, is stopped by Ctrl-C, or cannot go on."""
     sizes = config.buffer
     plan = Plan(config.run.seed, tuple(prompts), sizes.batch_size, sizes.order_size, config.evaluation.count)
@@ -72,11 +82,13 @@ def train(config: Config, prompts: list[str], run_dir: Path) -> None:
         with Driver(fitted, run_dir, plan) as driver:
             driver.try_rewards(image_size(config.model))
             save_config(run_dir, config, prompts)
+            mirroring.start()
             driver.start()
             draining = False
             while True:
                 news = driver.step()
-                display.show(driver.snapshot(news))
+                mirroring.follow(news.status["trained_batches"], len(news.evaluations))
+                display.show(driver.snapshot(news, mirroring))
                 if news.finished or (draining and not news.status["taken_by"]):
                     break
                 if ctrl_c.pressed and not draining:
@@ -86,6 +98,7 @@ def train(config: Config, prompts: list[str], run_dir: Path) -> None:
             driver.record(news)
             folder = driver.save_lora()
     report = write_report(run_dir)
+    mirroring.finish()
     if news.finished:
         print(in_words(compare(run_dir)))
         print(f"LoRA: {folder}\nreport: {report}")

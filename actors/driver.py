@@ -32,7 +32,9 @@ from actors.reward_actor import RewardActor
 from actors.sampler_actor import SamplerActor
 from buffer.combination import Combination
 from buffer.errors import RunStopped
-from buffer.orders import Plan, Version
+from buffer.mirroring import Mirroring
+from buffer.orders import Plan, Sizes, Version
+from buffer.rules import Rules
 from conf import scale
 from conf.errors import UserError
 from conf.resume import save_config
@@ -144,7 +146,7 @@ class Driver:
         """Lets the learner finish the batch it has, and nothing new begin."""
         ray.get(self.buffer.drain.remote())
 
-    def snapshot(self, news: News) -> Snapshot:
+    def snapshot(self, news: News, mirroring: Mirroring) -> Snapshot:
         """What the display shows of `news`."""
         rows = self.log.rows
         return Snapshot(
@@ -155,7 +157,8 @@ class Driver:
             orders={state: news.status[f"orders_{state}"] for state in ("open", "claimed", "rolled_out", "scored")},
             set_aside=news.status["set_aside"],
             restarts=sum(self.fleet.restarts.values()),
-            notes=[*self.fleet.notes, *news.status["notes"]],
+            notes=[*self.fleet.notes, *news.status["notes"], *mirroring.notes],
+            mirror_behind=mirroring.behind,
             advice=self.advice,
         )
 
@@ -254,6 +257,17 @@ def _remote(kind: type, name: str, num_cpus: float = 0, num_gpus: float = 0, max
     Ray itself repeats no call: who asked asks again, if that is right."""
     actor: Any = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=max_restarts, max_task_retries=0)(kind)
     return actor.options(name=name)
+
+
+def rules(config: Config) -> Rules:
+    """What of the buffer's rules follows from the settings alone: for whoever has only the journal, as the mirror."""
+    return Rules(
+        sizes=Sizes(config.buffer.batch_size, config.buffer.order_size, config.evaluation.count),
+        rewards=tuple(config.rewards),
+        batches=config.run.batches,
+        max_staleness=config.buffer.max_staleness,
+        evaluate_versions=evaluated_versions(config),
+    )
 
 
 def evaluated_versions(config: Config) -> tuple[int, ...]:

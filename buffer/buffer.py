@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from buffer import rollouts, scoring, training, workers
 from buffer.combination import Combination
 from buffer.errors import Refused, RunStopped
-from buffer.journal import Journal, read_counted
+from buffer.journal import ALL_EPOCHS, Journal, read_counted
 from buffer.messages import Claim, Lease, TakenBatch
 from buffer.orders import Plan, Version
 from buffer.retention import needed_files, old_recovery_points
@@ -39,8 +39,6 @@ from buffer.state import File, Record, State, Step, fold, work_of
 from buffer.status import status_of
 from buffer.store import Store, roster_of
 from conf.errors import UserError
-
-ALL_EPOCHS = 10**9
 
 
 class TrajectoryBuffer:

@@ -24,6 +24,8 @@ from buffer.errors import RunStopped, full_disk_stops_the_run
 from buffer.state import Record
 from conf.errors import UserError
 
+ALL_EPOCHS = 10**9
+
 
 def counted(seals: Mapping[int, Mapping[int, int] | None]) -> dict[int, int | None]:
     """How many bytes of each epoch's journal count: None is all of it, 0 nothing.
@@ -81,6 +83,16 @@ class Journal:
     def close(self) -> None:
         os.close(self._fd)
         self._broken = "The buffer is closed."
+
+
+def begin(folder: Path, epoch: int, records: tuple[Record, ...]) -> None:
+    """Write the first journal of a run folder that is restored from a mirror, as one transition."""
+    folder.mkdir(parents=True)
+    with (folder / file_name(epoch)).open("xb") as file:
+        file.write(encode(0, records))
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(folder)
 
 
 def file_name(epoch: int) -> str:

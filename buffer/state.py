@@ -135,12 +135,31 @@ def record_all(state: State, *records: Record) -> Step:
     return Step(state, records)
 
 
+def restored_record(state: State) -> Record:
+    """What a mirror keeps of the state: all that was trained and evaluated. Of orders beyond it nothing."""
+    return {
+        "kind": "restored",
+        "trained": state.trained,
+        "evaluations": {str(version): parquet for version, parquet in state.evaluations.items()},
+        "set_aside_in_trained": dict(state.set_aside_in_trained),
+    }
+
+
 def _change(state: State, order_id: str, **fields: Any) -> State:
     return state._replace(work={**state.work, order_id: work_of(state, order_id)._replace(**fields)})
 
 
 def _opened(state: State, record: Record) -> State:
     return restarted(state)._replace(epoch=record["epoch"])
+
+
+def _restored(state: State, record: Record) -> State:
+    """A new head's first record; orders that were bound, and versions that only they used, are as if never claimed."""
+    return state._replace(
+        trained=tuple(Trained(Version(*version), *rest) for version, *rest in record["trained"]),
+        evaluations={int(version): parquet for version, parquet in record["evaluations"].items()},
+        set_aside_in_trained=record["set_aside_in_trained"],
+    )
 
 
 def _reopened(state: State, record: Record) -> State:
@@ -243,6 +262,7 @@ def _dropped(state: State, record: Record) -> State:
 
 FOLDS: dict[str, Callable[[State, Record], State]] = {
     "opened": _opened,
+    "restored": _restored,
     "reopened": _reopened,
     "claimed": _claimed,
     "rolled_out": _rolled_out,

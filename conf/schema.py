@@ -48,7 +48,7 @@ class RunConfig:
     dir: str = "runs"  # where run folders lie: the head's disk or a file system that all hosts share
     seed: int = 0  # every random number of the run follows from it
     batches: int = 40  # how many batches to train; may be raised when resuming
-    mirror: str | None = None  # a URI (s3://…, gs://…, file:///…) that finished batches are copied to as they come
+    mirror: str | None = None  # a URI (s3://…, gs://…, file:///…): batches are copied to <name> under it as they come
 
 
 @dataclass

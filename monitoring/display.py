@@ -26,7 +26,8 @@ class Snapshot:
     orders: dict[str, int]  # how many orders of untrained batches are in each state
     set_aside: int  # pictures
     restarts: int
-    notes: list[str]  # what went wrong since this start and was mended, a sentence each, oldest first
+    notes: list[str]  # what went wrong since this start and was mended, a sentence each
+    mirror_behind: int | None = None  # trained batches that the mirror does not have yet; None without a mirror
     advice: Advice | None = None  # who holds the run up; None while too little is known
 
 
@@ -40,7 +41,7 @@ class Display:
     live: Live | None = None
     printed: int = 0
     printed_evaluations: set[int] = field(default_factory=set)
-    printed_notes: int = 0
+    printed_notes: set[str] = field(default_factory=set)
     advised: dict[str, tuple[int, int]] = field(default_factory=dict)  # what was last said to be raised
 
     def __enter__(self) -> "Display":
@@ -71,9 +72,10 @@ class Display:
         for row in now.rows[self.printed :]:
             self.say(self._line(row, now))
         self.printed = len(now.rows)
-        for note in now.notes[self.printed_notes :]:
-            self.say(note)
-        self.printed_notes = len(now.notes)
+        for note in now.notes:
+            if note not in self.printed_notes:
+                self.say(note)
+        self.printed_notes |= set(now.notes)
         if now.advice and now.advice.raises != self.advised:
             self.say(now.advice.sentence)
             self.advised = now.advice.raises
@@ -84,7 +86,9 @@ class Display:
             f"{_shown(row, 'images_per_s', '.1f')} images/s  age {row['age/max']:.0f}  "
             f"ratio gap {_shown(row, 'ratio/gap', '.1e')}  clipped {_shown(row, 'clip_fraction', '.1%')}  "
             f"KL {_shown(row, 'kl/base', '.3g')}  "
-            f"set aside {now.set_aside}  restarts {now.restarts}  left {_duration(_seconds_left(now, self.batches))}"
+            f"set aside {now.set_aside}  restarts {now.restarts}  "
+            + (f"mirror {now.mirror_behind} behind  " if now.mirror_behind is not None else "")
+            + f"left {_duration(_seconds_left(now, self.batches))}"
         )
 
     def _panel(self, now: Snapshot) -> Panel:
@@ -109,6 +113,8 @@ class Display:
         if now.advice:
             facts.add_row("for whom", ", ".join(f"{who}: {whom}" for who, whom in sorted(now.advice.waits_for.items())))
             facts.add_row("bottleneck", now.advice.sentence.removeprefix("the bottleneck is "))
+        if now.mirror_behind is not None:
+            facts.add_row("mirror", f"{now.mirror_behind} batches behind" if now.mirror_behind else "up to date")
         facts.add_row("trouble", f"{now.set_aside} pictures set aside, {now.restarts} restarts")
         bar = ProgressBar(total=self.batches, completed=now.trained)
         return Panel(

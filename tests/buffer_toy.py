@@ -1,4 +1,4 @@
-"""A toy run for the buffer's tests: tiny tables, a learner that writes empty recovery points, a clock that is set."""
+"""A toy run for the buffer's tests: tiny tables, a learner whose weights are a digest, a clock that is set."""
 
 import hashlib
 import time
@@ -64,14 +64,19 @@ def start(b: TrajectoryBuffer) -> None:
     """Version 0 is registered, and everything due is published."""
     if b.current() is None:
         path = b.initial_recovery_point()
-        (b.run_dir / path).mkdir()
+        write_weights(b.run_dir / path, V0)
         b.trained(-1, V0, path, "")
     publish(b)
 
 
+def write_weights(recovery_point: Path, version: Version) -> None:
+    recovery_point.mkdir()
+    (recovery_point / "weights").write_text(version.digest)
+
+
 def publish(b: TrajectoryBuffer) -> None:
     for version, path in b.to_publish():
-        assert (b.run_dir / path).is_dir()
+        assert (b.run_dir / path / "weights").read_text() == version.digest
         b.publish(version)
 
 
@@ -91,11 +96,12 @@ def score(b: TrajectoryBuffer, reward: str = "size", worker: str = "r0") -> Leas
 
 def written(b: TrajectoryBuffer, taken: TakenBatch) -> Version:
     """What a learner leaves before it calls `trained`; the new weights follow from the old ones and the rows."""
-    (b.run_dir / taken.recovery_point).mkdir()
     advantages = taken.table["reward"].to_numpy() - taken.table["reward"].to_numpy().mean()
     write_batch(b.run_dir, taken, advantages.astype(np.float32), time.time())
     digest = hashlib.sha256(f"{taken.version}{taken.table['reward'].to_pylist()}".encode()).hexdigest()[:16]
-    return Version(taken.batch + 1, digest)
+    version = Version(taken.batch + 1, digest)
+    write_weights(b.run_dir / taken.recovery_point, version)
+    return version
 
 
 def train(b: TrajectoryBuffer, learner: str = "learner") -> TakenBatch | None:

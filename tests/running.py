@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,6 +120,13 @@ def launch(*arguments: str, cwd: Path, delays: str = "") -> subprocess.Completed
     with launched(*arguments, cwd=cwd, delays=delays) as run:
         output, errors = run.process.communicate(timeout=TIMEOUT_S)
         return subprocess.CompletedProcess(run.process.args, run.process.returncode, output, errors)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to be"
+        time.sleep(0.05)
 
 
 def wait_for_ray_to_end(temp: Path) -> None:

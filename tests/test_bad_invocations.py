@@ -64,6 +64,13 @@ def test_settings(words: list[str], says: str, inside: Path, capsys: pytest.Capt
         (["run.name=done", "run.batches=1"], "run.batches=1 is less than"),
         (["prompts.list=null", "prompts.file=empty.txt"], "empty.txt"),
         (["run.dir=tiny/model_index.json"], "run.dir"),
+        (["run.mirror=nowhere"], "run.mirror=nowhere cannot be used"),
+        (["run.mirror=ftp://host/folder"], "run.mirror=ftp://host/folder cannot be used"),
+        (["run.mirror=''"], "run.mirror= cannot be used"),
+        (["run.mirror=s3://"], "names no folder or bucket"),
+        (["run.mirror=s3://bucket/runs?endpoint_override=127.0.0.1:1&scheme=http&region=x"], "cannot be used"),
+        (["run.mirror=file:///proc/mirror"], "run.mirror=file:///proc/mirror cannot be used"),
+        (["run.dir=/tmp", "run.mirror=/tmp"], "overlaps with the run folder"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from safetensors.torch import load_file
 
 from buffer.schema import tensors_of
 from evaluation import judge
+from evaluation.run_files import read_metrics
 from tests.pipelines import sd15_layout, tiny_pipeline
-from tests.running import ROOT, SMALL, TIMEOUT_S, launch, launched
+from tests.running import ROOT, SMALL, TIMEOUT_S, launch, launched, wait_for
 
 TIMES = {"claimed", "rolled_out", "scored", "trained"}
 
@@ -139,6 +141,30 @@ def test_kill_9_of_the_driver_and_the_same_command_again(
     done = launch(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert_same_run(undisturbed, tmp_path / "runs" / "run")
+
+
+def test_a_head_lost_with_its_disk_is_followed_by_one_that_goes_on_from_the_mirror(
+    model: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """Killed in its fourth batch, and its run folder is gone; the same command, and the same weights."""
+    command = small(model, "run", "run.batches=6", f"run.mirror=file://{tmp_path}/mirror")
+    run_dir, mirror = tmp_path / "runs" / "run", tmp_path / "mirror" / "run"
+    with launched(*command, cwd=tmp_path, fault="learner.update:Updater._optimizer_step:8") as run:
+        run.wait_for_fault()
+        wait_for(lambda: any(mirror.glob("*/head-*.json")))
+        run.kill()
+    shutil.rmtree(run_dir)
+    done = launch(*command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "was restored from the mirror" in done.stdout
+    assert_same_run(undisturbed, run_dir)
+    assert [row["batch"] for row in read_metrics(run_dir / "metrics.jsonl") if "batch" in row] == list(range(6))
+    shutil.rmtree(run_dir)  # and once more, of the finished run
+    done = launch(*command, cwd=tmp_path)
+    assert done.returncode == 0 and "is finished" in done.stdout, done.stderr
+    assert_same_run(undisturbed, run_dir)
+    for name in ("report.html", "lora/pytorch_lora_weights.safetensors", "samples/v00006.png"):
+        assert (run_dir / name).exists(), name
 
 
 def test_ctrl_c_stops_with_a_recovery_point_and_the_same_command_goes_on(
