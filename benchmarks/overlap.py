@@ -8,7 +8,7 @@ it: 1 s an order in rollout and in reward, 4 s a batch of four orders in the lea
 whole batch, then scores all of it, then learns. (At max_staleness=0 the buffer is faster than that: it scores the first
 order while the second is rolled out. So there the reward's 4 s are moved to where a run strictly one after another has
 them, in front of the learner's.) The gain is compared with the ideal, (R+W+L)/max(R,W,L) of the waits that were asked
-for. What the fleet, the buffer and the small model's computing add is in both runs, and weighs more in the overlapped one.
+for. What fleet, buffer and the small model's computing add is in both runs, and weighs more in the overlapped one.
 
 service: Emoji World with the settings of the compressibility experiment. First the time of a batch without any wait,
 which is that of rollout and learning together; then a reward that answers after as long a time, as a remote service
