@@ -2,6 +2,7 @@
 # make test      install, then lint, types and tests
 # make test-slow install, then the slower tests: the buffer's protocol and mirror at every fault, advice against runs
 # make test-watching  install, then a run watched by a real Prometheus: every panel of the Grafana dashboard has data
+# make test-cluster  install, then a run across three hosts that it makes on this machine, and that die (root, 15 minutes)
 # make install   a virtual environment in .venv with exactly what requirements.lock names
 # make help      this list, and every setting of a run
 
@@ -12,7 +13,7 @@ VENV := .venv
 # Named by the lock's content, so that an unchanged lock costs nothing and a changed one installs again.
 STAMP := $(VENV)/installed-$(shell cksum < requirements.lock | cut -d' ' -f1)
 
-.PHONY: train test test-slow test-watching install help
+.PHONY: train test test-slow test-watching test-cluster install help
 .DEFAULT_GOAL := help
 
 train: install
@@ -30,6 +31,10 @@ test-slow: install
 test-watching: install
 	@command -v prometheus > /dev/null || { echo "prometheus is missing: apt-get install prometheus" >&2; exit 1; }
 	$(VENV)/bin/pytest -m watching tests/test_watching.py
+
+test-cluster: install
+	$(VENV)/bin/python -m tests.cluster.lab
+	$(VENV)/bin/pytest -m cluster -s tests/cluster
 
 install: $(STAMP)
 

@@ -1,4 +1,4 @@
-"""The Ray cluster: a running one, or one started here and ended with the run."""
+"""The Ray cluster: a running one, to whose hosts the code travels, or one started here and ended with the run."""
 
 import logging
 import os
@@ -11,22 +11,25 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants
+from ray._private.state import state as ray_state
 
+from actors.travel import IN_A_JOB, ROOT, check_places, travelling
 from conf.errors import UserError
 from conf.schema import Config
 
-ROOT = Path(__file__).resolve().parent.parent
 BOARD = ROOT / "monitoring" / "grafana" / "ddpo_dashboard.json"
-NOT_SHIPPED = [".git", ".venv", "runs", "data", "docs", "tests", "__pycache__"]
 
 
 @contextmanager
 def cluster(config: Config) -> Iterator[dict[str, float]]:
-    """Connects to `ray.address` or starts Ray on this machine; gives the cluster's resources ({"CPU": 2.0, ...}).
+    """Connects to `ray.address` or starts Ray on this machine; gives what the cluster has or can grow to
+    ({"CPU": 2.0, ...}).
 
-    Raises UserError when there is no cluster at that address.
+    Raises UserError when there is no cluster at that address, or its hosts could not find what the settings name.
     """
     address = config.ray.address
+    if address is None and IN_A_JOB in os.environ:
+        raise UserError("this is a job of a Ray cluster, and would start Ray anew on the head: give ray.address=auto")
     if address is None:
         _keep_to_this_host()
         # Actors import from the checkout and from where the user stands (their own rewards).
@@ -38,9 +41,16 @@ def cluster(config: Config) -> Iterator[dict[str, float]]:
             "runtime_env": {"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}},
         }
     else:
-        where = {"address": address, "runtime_env": {"working_dir": str(ROOT), "excludes": NOT_SHIPPED}}
+        if address.startswith("ray://"):
+            raise UserError(
+                f"ray.address={address} is a client's address, and the driver has to run on a host of the cluster: "
+                "start it there with ray.address=auto, or submit it as a job (docs/cluster.md)"
+            )
+        check_places(config)
+        os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"  # where a job has brought code of its own, this comes first
+        where = {"address": address, "runtime_env": travelling(config)}
     try:
-        if address is not None and address != "auto":
+        if address not in (None, "auto"):
             _knock(address)
         context: Any = ray.init(**where, logging_level=logging.ERROR, log_to_driver=False)
     except ConnectionError as error:
@@ -50,12 +60,14 @@ def cluster(config: Config) -> Iterator[dict[str, float]]:
         ) from error
     except Exception as error:  # a bare Exception is what Ray raises when its processes do not come up in time
         reason = " ".join(str(error).split())
-        raise UserError(f"Ray could not be started: {reason} Is this machine busy, or its disk full?") from error
+        if address is None:
+            raise UserError(f"Ray could not be started: {reason} Is this machine busy, or its disk full?") from error
+        raise UserError(f"the cluster at ray.address={address} cannot be joined: {reason}") from error
     try:
         if address is None and config.ray.dashboard:
             _offer_board(context.address_info["session_dir"])
             print(f"Ray's dashboard: http://{context.dashboard_url} (it asks for the token in ~/.ray/auth_token)")
-        yield ray.cluster_resources()
+        yield _resources()
     finally:
         ray.shutdown()
 
@@ -77,9 +89,16 @@ def _offer_board(session_dir: str) -> None:
     shutil.copy(BOARD, boards)
 
 
+def _resources() -> dict[str, float]:
+    """What the cluster has now, or, of what its autoscaler may add, that."""
+    has = ray.cluster_resources()
+    most = ray_state.get_max_resources_from_cluster_config() or {}  # the autoscaler's own word, None without one
+    return {name: max(has.get(name, 0.0), float(most.get(name, 0))) for name in {*has, *most}}
+
+
 def _knock(address: str) -> None:
     """Raises ConnectionError unless somebody listens at host:port. Ray itself would try for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except (OSError, ValueError) as error:

@@ -12,6 +12,7 @@
 Nothing that decides the result lives here: a driver that dies loses nothing, and the same command goes on.
 """
 
+import dataclasses
 import shutil
 import time
 from collections import Counter
@@ -28,6 +29,7 @@ from actors.calls import call
 from actors.fleet import Fleet, Place
 from actors.gauges import Gauges
 from actors.learner_actor import LearnerActor
+from actors.placement import Options, beside_the_driver, room_for_ranks
 from actors.reward_actor import RewardActor
 from actors.sampler_actor import SamplerActor
 from buffer.combination import Combination
@@ -54,9 +56,12 @@ class Driver:
     """One run, from the first actor to the last. A context manager: it ends the actors that it started."""
 
     def __init__(self, config: Config, run_dir: Path, plan: Plan) -> None:
-        self.config = config
-        self.run_dir = run_dir
+        # An actor on the cluster works in a folder of its own, where a relative path would mean another place.
+        where = dataclasses.replace(config.run, dir=str(Path(config.run.dir).absolute()))
+        self.config = dataclasses.replace(config, run=where)
+        self.run_dir = run_dir.absolute()
         self.plan = plan
+        self.learner_options = room_for_ranks(config.learner)
         self.rewards: dict[str, ActorHandle] = {}  # tried, by place
         self.weights: dict[Version, list[ray.ObjectRef]] = {}  # the driver owns them, so they outlive every worker
         self.window = Window()
@@ -91,7 +96,7 @@ class Driver:
 
     def start(self) -> None:
         """Starts the buffer and the workers. Raises UserError when the run folder's journal is no good."""
-        self.buffer = _remote(BufferActor, "buffer", max_restarts=-1).remote(
+        self.buffer = _remote(BufferActor, "buffer", max_restarts=-1, where=beside_the_driver()).remote(
             str(self.run_dir), self.plan, self._buffer_settings()
         )
         try:
@@ -231,7 +236,7 @@ class Driver:
         needs = self.config.learner
 
         def start(worker: str) -> Any:
-            return _remote(LearnerActor, worker, needs.num_cpus, needs.num_gpus)
+            return _remote(LearnerActor, worker, needs.num_cpus, needs.num_gpus, where=self.learner_options)
 
         first = start(group).remote(group, group, 0, self.config)
         if needs.count == 1:
@@ -251,12 +256,14 @@ class Driver:
         return start
 
 
-def _remote(kind: type, name: str, num_cpus: float = 0, num_gpus: float = 0, max_restarts: int = 0) -> Any:
+def _remote(
+    kind: type, name: str, num_cpus: float = 0, num_gpus: float = 0, max_restarts: int = 0, where: Options | None = None
+) -> Any:
     """`kind` as a class of actors; the dashboard shows `name`, which is the run's own, as its namespace is.
 
     Ray itself repeats no call: who asked asks again, if that is right."""
     actor: Any = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=max_restarts, max_task_retries=0)(kind)
-    return actor.options(name=name)
+    return actor.options(name=name, **(where or {}))
 
 
 def rules(config: Config) -> Rules:

@@ -1,5 +1,6 @@
 """The fleet: which actors there are, who died, and when to start the next in its place."""
 
+import contextlib
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -7,8 +8,10 @@ from dataclasses import dataclass, field
 import ray
 from ray import ObjectRef
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
+from actors.calls import call
+from actors.placement import node_lives, node_of
 from buffer.errors import RunStopped
 from conf.errors import UserError
 
@@ -16,6 +19,7 @@ FIRST_DELAY_S = 1.0
 LONGEST_DELAY_S = 60.0
 HEALTHY_S = 60.0  # a worker that lived so long starts its place's delay anew
 ROOM_S = 60.0  # without an actor of it, and a place is said to have no room; loading takes a part of that
+SILENCE_S = 30.0  # after its connection broke, and a worker is given up; the cluster mostly knows its fate before that
 MOST_FAILED_STARTS = 5  # in a row, of one place, without once asking for work: no restart mends that
 
 
@@ -30,7 +34,9 @@ class Place:
     start: Callable[[str], list[ActorHandle]]  # makes the actors of the worker of that name
     actors: list[ActorHandle] = field(default_factory=list)  # none while the place waits for its next worker
     running: list[ObjectRef] = field(default_factory=list)  # of the actors' `run`, which ends only by a death
+    nodes: list[ObjectRef] = field(default_factory=list)  # ids of the nodes that the actors are on
     created: ObjectRef | None = None  # is there once the actors are, for which the cluster may have no room
+    silent_since: float | None = None  # a connection broke, and nobody knows yet who died, if anybody
     incarnation: int = 0
     started_at: float = 0.0
     restart_at: float = 0.0
@@ -79,7 +85,7 @@ class Fleet:
         self.removed[place.name] = place.incarnation
         if place.actors:
             self._kill(place)
-            ray.get(self.buffer.worker_died.remote(place.worker, True))
+            call(self.buffer.worker_died, place.worker, True)
 
     def tend(self, overdue: Collection[str], heard: Collection[str]) -> None:
         """Kills who is overdue, tells the buffer who died, and starts others in their places when it is time.
@@ -106,7 +112,9 @@ class Fleet:
 
     def _start(self, place: Place, actors: list[ActorHandle] | None = None) -> None:
         place.actors = actors or place.start(place.worker)
-        place.created = place.actors[-1].__ray_ready__.remote()
+        place.nodes = [node_of(actor) for actor in place.actors]
+        place.created = place.nodes[-1]
+        place.silent_since = None
         place.running = [actor.run.remote(self.buffer) for actor in place.actors]
         place.started_at = time.monotonic()
 
@@ -127,7 +135,7 @@ class Fleet:
         """Why the `run` of an actor ended, or None while all work. What no restart mends is raised as it was there.
 
         Of several that ended, a death says more than an exception, which may just be what a rank makes of another's
-        death.
+        death. A broken connection is neither: a moment later the cluster knows what it means.
         """
         done, _ = ray.wait(place.running, num_returns=len(place.running), timeout=0)
         causes = []
@@ -139,16 +147,34 @@ class Fleet:
                 if isinstance(error.cause, RunStopped | UserError):
                     raise error.cause from None
                 causes.append(f"{type(error.cause).__name__}: {error.cause}")
+            except ActorUnavailableError:
+                rank = place.running.index(reference)
+                place.running[rank] = place.actors[rank].__ray_ready__.remote()
+                place.silent_since = place.silent_since or time.monotonic()
             except RayActorError as error:
-                causes.insert(0, str(error).strip().splitlines()[0])
+                place.silent_since = None
+                causes.insert(0, _why(error))
+        if place.silent_since and time.monotonic() - place.silent_since > SILENCE_S:
+            causes.append(f"it has not answered for {SILENCE_S:.0f} s")
         return causes[0] if causes else None
+
+    def _lost_hosts(self, place: Place) -> bool:
+        """Whether a host that its actors were on has left the cluster. Of an actor that never ran none is known."""
+        known, _ = ray.wait(place.nodes, num_returns=len(place.nodes), timeout=0)
+        for node in known:
+            with contextlib.suppress(RayError):
+                if not node_lives(ray.get(node)):
+                    return True
+        return False
 
     def _bury(self, place: Place, cause: str, started: bool) -> None:
         self._kill(place)
-        ray.get(self.buffer.worker_died.remote(place.worker))
+        lost = self._lost_hosts(place)
+        cause = "with its host" if lost else cause
+        call(self.buffer.worker_died, place.worker, lost or place.silent_since is not None)
         healthy = time.monotonic() - place.started_at >= HEALTHY_S
         place.short_lives = 1 if healthy else place.short_lives + 1
-        place.failed_starts = 0 if started else place.failed_starts + 1
+        place.failed_starts = 0 if started or lost else place.failed_starts + 1
         self.notes.append(f"{place.worker} died ({cause}); another takes its place in {place.delay_s:.0f} s")
         if place.failed_starts >= MOST_FAILED_STARTS:
             raise UserError(
@@ -157,3 +183,9 @@ class Fleet:
             )
         place.actors = []
         place.restart_at = time.monotonic() + place.delay_s
+
+
+def _why(error: RayActorError) -> str:
+    """What Ray knows of a death: after a general line, and names and numbers that begin with a tab, its cause."""
+    lines = [line for line in str(error).strip().splitlines() if line and not line.startswith("\t")]
+    return lines[-1].split(". ")[0].rstrip(".")

@@ -5,6 +5,7 @@ name; rank 0 alone writes files and registers the batch. Where one dies the othe
 the whole group and starts another, which goes on from the recovery point.
 """
 
+import socket
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from actors.calls import Clock, ask, call
 from buffer.errors import Refused
 from buffer.messages import TakenBatch
 from buffer.store import write_batch
+from conf.errors import UserError
 from conf.schema import Config
 from learner.batch import batch_of
 from learner.learner import Learner
@@ -54,6 +56,7 @@ class LearnerActor:
     def run(self, buffer: ray.actor.ActorHandle) -> None:
         """Works until the driver ends it. Raises UserError when the model or a recovery point cannot be loaded, and
         RunStopped when training cannot go on."""
+        self._check_run_folder()
         clock = Clock()
         with clock.on("loading the model"):
             ranks = self._ranks()
@@ -77,6 +80,13 @@ class LearnerActor:
                 another = ranks.any(another)
             if another:
                 learner.restore(self.run_dir / call(buffer.current)[1])
+
+    def _check_run_folder(self) -> None:
+        if not (self.run_dir / "config.yaml").is_file():
+            raise UserError(
+                f"{self.name} runs on host {socket.gethostname()}, which does not see the run folder {self.run_dir}: "
+                "put run.dir on a file system that all hosts share, or let all ranks fit on the driver's host"
+            )
 
     def _ranks(self) -> Ranks:
         if self.meeting is None:

@@ -107,6 +107,7 @@ def test_a_run_that_another_driver_holds(inside: Path, capsys: pytest.CaptureFix
     [
         (["samplers.num_cpus=64"], "64"),
         (["ray.address=127.0.0.1:1"], "ray.address=127.0.0.1:1"),
+        (["ray.address=ray://127.0.0.1:10001"], "on a host of the cluster"),
         (["model.lora.targets=[to_nothing]"], "to_nothing"),
         (["rewards.mine.path=nosuch:Reward"], "there is no module nosuch"),
         (["rewards.compressibility.args={quality: 3}"], "rewards.compressibility.args"),

@@ -1,0 +1,42 @@
+"""What of the code reaches other hosts, and the check that the settings name nothing that does not."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from conf.errors import UserError
+from conf.schema import Config
+
+ROOT = Path(__file__).resolve().parent.parent
+NOT_SHIPPED = ["/.git", "/.venv", "/runs", "/data", "/docs", "/tests", "__pycache__"]
+IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # the variable that Ray sets where `ray job submit` started the driver
+
+
+def travelling(config: Config) -> dict[str, Any]:
+    """The runtime_env that brings code to other hosts: the checkout, in which actors then work, and of the user's own
+    reward modules those that the settings name, from the folder where the user stands."""
+    excludes, run_dir = list(NOT_SHIPPED), Path(config.run.dir).absolute()
+    if run_dir.is_relative_to(ROOT) and run_dir != ROOT:
+        excludes.append(f"/{run_dir.relative_to(ROOT)}")
+    names = {reward.path.split(":")[0].split(".")[0] for reward in config.rewards.values() if ":" in reward.path}
+    beside = [path for name in sorted(names) for path in (Path.cwd() / name, Path.cwd() / f"{name}.py")]
+    modules = [str(path) for path in beside if path.exists() and path.parent != ROOT]
+    return {"working_dir": str(ROOT), "excludes": excludes} | ({"py_modules": modules} if modules else {})
+
+
+def check_places(config: Config) -> None:
+    """Raises UserError for a relative path that means something here and nothing on another host."""
+    paths = {"model.path": config.model.path, "model.lora.init_from": config.model.lora.init_from}
+    for key, value in paths.items():
+        if value and not Path(value).is_absolute() and Path(value).exists() and Path.cwd() != ROOT:
+            raise UserError(
+                f"{key}={value} lies in {Path.cwd()}, which other hosts do not have: give an absolute path that all "
+                "hosts see, a hub id, or start from the checkout"
+            )
+    job = json.loads(os.environ.get(IN_A_JOB, "{}"))
+    if (job.get("runtime_env") or {}).get("working_dir") and not Path(config.run.dir).is_absolute():
+        raise UserError(
+            f"run.dir={config.run.dir} lies in the job's copy of its working directory, which Ray removes: give an "
+            "absolute path"
+        )

@@ -1,0 +1,69 @@
+"""Where actors go on a cluster of two nodes: both on this machine, with as many CPUs as they say."""
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from actors.placement import beside_the_driver, node_lives, node_of, room_for_ranks
+from conf.schema import LearnerConfig
+
+
+class Nobody:
+    pass
+
+
+Somebody: Any = ray.remote(Nobody)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """The driver's node has one CPU, the other two."""
+    with tempfile.TemporaryDirectory(prefix="ddpo-") as temp:  # short, for Ray's sockets
+        head = {"num_cpus": 1, "temp_dir": str(Path(temp) / "ray"), "object_store_memory": 100_000_000}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        try:
+            cluster.add_node(num_cpus=2, object_store_memory=100_000_000)
+            ray.init(cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+            yield cluster
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
+
+
+def node_ids(*actors: ray.actor.ActorHandle) -> list[str]:
+    return ray.get([node_of(actor) for actor in actors], timeout=60)
+
+
+def here() -> str:
+    return ray.get_runtime_context().get_node_id()
+
+
+def test_the_learner_has_its_room_beside_the_run_folder_whoever_waits(cluster: Cluster) -> None:
+    options = room_for_ranks(LearnerConfig(num_cpus=1.0, num_gpus=0.0))
+    others = [Somebody.options(num_cpus=1).remote() for _ in range(3)]  # more than there is room for
+    assert here() not in node_ids(*others[:2])
+    for _ in range(2):  # the second takes the place of the first, before any that wait
+        learner = Somebody.options(num_cpus=1, **options).remote()
+        assert node_ids(learner) == [here()]
+        ray.kill(learner)
+    assert node_ids(Somebody.options(**beside_the_driver()).remote()) == [here()]
+
+
+def test_ranks_that_do_not_fit_beside_it_go_where_there_is_room(cluster: Cluster) -> None:
+    options = room_for_ranks(LearnerConfig(count=2, num_cpus=1.0, num_gpus=0.0))
+    ranks = [Somebody.options(num_cpus=1, **options).remote() for _ in range(2)]
+    assert here() not in node_ids(*ranks)
+
+
+def test_a_node_that_is_gone_lives_no_more(cluster: Cluster) -> None:
+    node = cluster.add_node(num_cpus=8, object_store_memory=100_000_000)
+    (there,) = node_ids(Somebody.options(num_cpus=4).remote())
+    assert node_lives(there) and there != here()
+    cluster.remove_node(node)
+    assert not node_lives(there)
