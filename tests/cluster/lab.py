@@ -46,7 +46,7 @@ def local_file(shipped: dict[str, Any], workers: int) -> dict[str, Any]:
     }
     ours["auth"] = {"ssh_user": "root", "ssh_private_key": str(DIRECTORY / "key")}
     ours["max_workers"] = workers
-    ours["setup_commands"] = [f"ln -sfn {VENV} ~/ddpo-ray/.venv"]
+    ours["setup_commands"] = [f"ln -sfn {VENV} ~/ddpo-ray/.venv", shipped["setup_commands"][-1]]
     for key, cpus in (("head_start_ray_commands", 2), ("worker_start_ray_commands", 1)):
         stop, start = ours[key]
         small = re.sub(r"--object-store-memory=\d+", "--object-store-memory=300000000", start)
