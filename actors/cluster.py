@@ -46,18 +46,15 @@ def cluster(config: Config) -> Iterator[dict[str, float]]:
                 f"ray.address={address} is a client's address, and the driver has to run on a host of the cluster: "
                 "start it there with ray.address=auto, or submit it as a job (docs/cluster.md)"
             )
+        if address != "auto" and not _answers(address):
+            raise _nobody_at(address)
         check_places(config)
         os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"  # where a job has brought code of its own, this comes first
         where = {"address": address, "runtime_env": travelling(config)}
     try:
-        if address not in (None, "auto"):
-            _knock(address)
         context: Any = ray.init(**where, logging_level=logging.ERROR, log_to_driver=False)
     except ConnectionError as error:
-        raise UserError(
-            f"no Ray cluster answers at ray.address={address}: start one (`ray start --head`), "
-            "or leave ray.address out to run on this machine"
-        ) from error
+        raise _nobody_at(address) from error
     except Exception as error:  # a bare Exception is what Ray raises when its processes do not come up in time
         reason = " ".join(str(error).split())
         if address is None:
@@ -96,10 +93,18 @@ def _resources() -> dict[str, float]:
     return {name: max(has.get(name, 0.0), float(most.get(name, 0))) for name in {*has, *most}}
 
 
-def _knock(address: str) -> None:
-    """Raises ConnectionError unless somebody listens at host:port. Ray itself would try for minutes."""
+def _answers(address: str) -> bool:
+    """Whether somebody listens at host:port. Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
-    except (OSError, ValueError) as error:
-        raise ConnectionError(address) from error
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _nobody_at(address: str | None) -> UserError:
+    return UserError(
+        f"no Ray cluster answers at ray.address={address}: start one (`ray start --head`), "
+        "or leave ray.address out to run on this machine"
+    )
