@@ -100,7 +100,7 @@ class Driver:
             str(self.run_dir), self.plan, self._buffer_settings()
         )
         try:
-            news: News = ray.get(self.buffer.poll.remote(0.0))
+            news: News = call(self.buffer.poll, 0.0)
         except RayActorError as error:
             raise UserError(f"the run folder {self.run_dir} cannot be opened: {_last_line(error)}") from error
         self.log = MetricsLog(self.run_dir, trained=news.status["trained_batches"])
@@ -149,7 +149,7 @@ class Driver:
 
     def drain(self) -> None:
         """Lets the learner finish the batch it has, and nothing new begin."""
-        ray.get(self.buffer.drain.remote())
+        call(self.buffer.drain)
 
     def snapshot(self, news: News, mirroring: Mirroring) -> Snapshot:
         """What the display shows of `news`."""

@@ -74,10 +74,10 @@ class Launched:
 
     def actors(self, kind: str) -> list[int]:
         """The process ids of the run's actors of this class."""
-        raylets = _processes(self.mark.parent)
+        raylets = processes(self.mark.parent)
         return [
             pid
-            for pid in _processes(f"ray::{kind}")
+            for pid in processes(f"ray::{kind}")
             if int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1]) in raylets
         ]
 
@@ -132,7 +132,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 def wait_for_ray_to_end(temp: Path) -> None:
     """Raises AssertionError, after ending them by id, if processes of the Ray under `temp` stay."""
     deadline = time.monotonic() + 30
-    while left := _processes(temp):
+    while left := processes(temp):
         if time.monotonic() > deadline:
             for pid in left:
                 os.kill(pid, signal.SIGKILL)
@@ -140,7 +140,7 @@ def wait_for_ray_to_end(temp: Path) -> None:
         time.sleep(0.2)
 
 
-def _processes(text: Path | str) -> list[int]:
+def processes(text: Path | str) -> list[int]:
     """Ids of processes with `text` on their command line."""
     found = []
     for entry in Path("/proc").iterdir():

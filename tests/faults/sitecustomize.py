@@ -2,13 +2,16 @@
 where it is on PYTHONPATH.
 
     FAULT=module:function:n     the n-th call of that function, in whichever actor makes it, writes the file named by
-                                FAULT_MARK and then waits for ever, so that the test can kill what it wants to kill
+                                FAULT_MARK and then waits for ever, so that the test can kill what it wants to kill.
+                                Only the first to get there stops: whoever takes its place goes on.
+    FAULT=@file                 the same from a file, for actors of a cluster that outlives the test's run
     DELAYS=module:function:s,...    every call of these functions first waits s seconds
     (Class.method for a method)
 
 The project's code knows nothing of it.
 """
 
+import contextlib
 import functools
 import importlib.abc
 import importlib.machinery
@@ -29,9 +32,13 @@ def stop_at(call: int) -> Callable[[], None]:
         nonlocal calls
         calls += 1
         if calls == call:
-            Path(os.environ["FAULT_MARK"]).write_text(str(os.getpid()))
-            while True:
-                signal.pause()
+            mark = Path(os.environ["FAULT_MARK"])
+            partial = mark.with_name(f"{mark.name}.{os.getpid()}")
+            partial.write_text(str(os.getpid()))
+            with contextlib.suppress(FileExistsError):
+                mark.hardlink_to(partial)
+                while True:
+                    signal.pause()
 
     return before
 
@@ -75,7 +82,10 @@ class FaultFinder(importlib.abc.MetaPathFinder):
         return spec
 
 
-if fault := os.environ.get("FAULT"):
+fault = os.environ.get("FAULT", "")
+if fault.startswith("@"):
+    fault = Path(fault[1:]).read_text() if Path(fault[1:]).exists() else ""
+if fault:
     fault_module, fault_path, fault_call = fault.split(":")
     sys.meta_path.insert(0, FaultFinder(fault_module, fault_path, stop_at(int(fault_call))))
 for delay in filter(None, os.environ.get("DELAYS", "").split(",")):

@@ -1,0 +1,121 @@
+"""A Ray cluster for many runs, so that none of them waits for its own: free ports, a folder and a token of its own."""
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.running import FAULTS, processes, wait_for_ray_to_end
+
+START_S = 300.0
+
+
+@dataclass
+class RayCluster:
+    address: str
+    folder: Path  # for what lies beside a run; Ray's own files are in folder/ray
+    environment: dict[str, str]  # of who connects
+
+    @property
+    def fault(self) -> Path:
+        """What is written here is the FAULT of actors that start from now on (tests/faults/sitecustomize.py)."""
+        return self.folder / "fault"
+
+    @property
+    def mark(self) -> Path:
+        return self.folder / "mark"
+
+    def actors(self) -> dict[str, int]:
+        """Process ids of the actors that are up, by the name that each gives itself: "sampler-0.0", "buffer"."""
+        return {name: pid for pid in self._workers() if (name := self._name(pid))}
+
+    def busy(self) -> list[int]:
+        """Process ids of actors, and of workers that compute something."""
+        return [pid for pid in self._workers() if b"ray::IDLE" not in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+    def _workers(self) -> list[int]:
+        raylets = set(processes(self.folder))
+        return [pid for pid in processes("ray::") if _parent(pid) in raylets]
+
+    def _name(self, pid: int) -> str:
+        """Ray writes it into the first lines of the process's log."""
+        for log in (self.folder / "ray" / "session_latest" / "logs").glob(f"worker-*-{pid}.out"):
+            names = [line for line in log.read_text().splitlines() if line.startswith(":actor_name:")]
+            return names[-1].removeprefix(":actor_name:") if names else ""
+        return ""
+
+
+@contextmanager
+def ray_cluster(cpus: int = 4) -> Iterator[RayCluster]:
+    """Started by `ray start`, ended by its process id. Raises AssertionError if a process of it stays."""
+    folder = Path(tempfile.mkdtemp(prefix="ddpo-"))  # short, because Ray's socket paths must be
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    environment = dict(os.environ, **token)
+    port, *others = free_ports(3)
+    cluster = RayCluster(f"127.0.0.1:{port}", folder, environment)
+    options = {
+        "head": None,
+        "block": None,
+        "disable-usage-stats": None,
+        "include-dashboard": "false",
+        "node-ip-address": "127.0.0.1",
+        "temp-dir": f"{folder}/ray",
+        "num-cpus": cpus,
+        "port": port,
+        "ray-client-server-port": others[0],
+        "dashboard-agent-listen-port": others[1],
+        "min-worker-port": 0,  # any that is free
+        "max-worker-port": 0,
+    }
+    words = [f"--{name}" if value is None else f"--{name}={value}" for name, value in options.items()]
+    faults = {"PYTHONPATH": str(FAULTS), "FAULT": f"@{cluster.fault}", "FAULT_MARK": str(cluster.mark)}
+    with (folder / "ray.log").open("w") as log:
+        process = subprocess.Popen(
+            [Path(sys.executable).with_name("ray"), "start", *words],
+            env=environment | faults,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        _wait_until_it_listens(port, process, folder / "ray.log")
+        yield cluster
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+        wait_for_ray_to_end(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def free_ports(count: int) -> list[int]:
+    """All of them different, for they are held until the last is found."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [int(one.getsockname()[1]) for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def _wait_until_it_listens(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_S
+    while True:
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+        if "Ray runtime started" in log.read_text():
+            return
+        time.sleep(0.2)
+
+
+def _parent(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
