@@ -174,9 +174,11 @@ class Driver:
         record_sitting(self.run_dir, news.epoch, self.started, seconds, sum(self.fleet.restarts.values()), advice)
 
     def save_lora(self) -> Path:
-        """Copies the newest LoRA to `lora/`, where `pipe.load_lora_weights` finds it."""
-        _, recovery_point = call(self.buffer.current)
+        """Copies the newest LoRA, if there is one yet, to `lora/`, where `pipe.load_lora_weights` finds it."""
         folder = self.run_dir / "lora"
+        if (newest := call(self.buffer.current)) is None:
+            return folder
+        _, recovery_point = newest
         folder.mkdir(exist_ok=True)
         temporary = folder / "writing.tmp"
         shutil.copyfile(self.run_dir / recovery_point / lora.WEIGHT_NAME, temporary)

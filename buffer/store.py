@@ -11,6 +11,7 @@ the journal shows.
     checkpoints/v00004.e0001.003/                           recovery points, written by the learner
 """
 
+import contextlib
 import hashlib
 import os
 import re
@@ -76,13 +77,17 @@ class Store:
 
     def remove(self, paths: Iterable[str]) -> None:
         """Remove files and folders that nobody needs, if they are there. A folder is renamed first, so that no half of
-        it looks whole."""
+        it looks whole.
+
+        A learner of an earlier epoch may still be writing there. That must not fail a start: what it puts into a folder
+        meanwhile stays, under the hidden name, until the next."""
         for path in paths:
             target = self.run_dir / path
             if target.is_dir():
                 hidden = target.with_name(f".{target.name.removeprefix('.')}.removed")
-                target.rename(hidden)
-                shutil.rmtree(hidden)
+                with contextlib.suppress(FileNotFoundError):
+                    target.rename(hidden)
+                shutil.rmtree(hidden, ignore_errors=True)
             else:
                 target.unlink(missing_ok=True)
 

@@ -1,5 +1,7 @@
 """Arrow tables, digests and Parquet rows; and the documented query, by DuckDB."""
 
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -202,3 +204,32 @@ def test_the_query_on_a_table_of_the_sizes_of_stable_diffusion(tmp_path: Path) -
         )
         for prompt in {p for o in plan.batch(0) for p in o.prompts}
     }
+
+
+def test_what_is_still_being_written_into_does_not_stop_its_removal(tmp_path: Path) -> None:
+    """A learner of an earlier epoch writes on in the folder that a new buffer removes at its start."""
+    store = Store(tmp_path, 2)
+    folder = tmp_path / "checkpoints" / ".v00001.e0001.00003.tmp"
+    folder.mkdir()
+    inside = os.open(folder, os.O_RDONLY)
+    enough = threading.Event()
+
+    def write() -> None:
+        for number in range(3000):
+            try:
+                os.close(os.open(f"part{number}", os.O_CREAT | os.O_WRONLY, dir_fd=inside))
+            except FileNotFoundError:  # the folder is gone
+                return
+            if number == 100:
+                enough.set()
+
+    learner = threading.Thread(target=write)
+    learner.start()
+    enough.wait()
+    store.remove(["checkpoints/.v00001.e0001.00003.tmp"])
+    assert not folder.exists()
+    assert store.leftovers([]) == [f"checkpoints/{path.name}" for path in (tmp_path / "checkpoints").iterdir()]
+    learner.join()
+    store.remove(store.leftovers([]))
+    assert store.leftovers([]) == []
+    os.close(inside)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tests.running import FAULTS, processes, wait_for_ray_to_end
 
-START_S = 300.0
+START_S = 300
 
 
 @dataclass
@@ -39,12 +39,12 @@ class RayCluster:
         return {name: pid for pid in self._workers() if (name := self._name(pid))}
 
     def busy(self) -> list[int]:
-        """Process ids of actors, and of workers that compute something."""
-        return [pid for pid in self._workers() if b"ray::IDLE" not in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        """Process ids of actors, and of workers that compute something: not of Ray's spare workers and its agents."""
+        return [pid for pid in self._workers() if not _title(pid).startswith("ray::IDLE")]
 
     def _workers(self) -> list[int]:
         raylets = set(processes(self.folder))
-        return [pid for pid in processes("ray::") if _parent(pid) in raylets]
+        return [pid for pid in processes("ray::") if _parent(pid) in raylets and "Agent" not in _title(pid)]
 
     def _name(self, pid: int) -> str:
         """Ray writes it into the first lines of the process's log."""
@@ -59,8 +59,8 @@ def ray_cluster(cpus: int = 4) -> Iterator[RayCluster]:
     """Started by `ray start`, ended by its process id. Raises AssertionError if a process of it stays."""
     folder = Path(tempfile.mkdtemp(prefix="ddpo-"))  # short, because Ray's socket paths must be
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    environment = dict(os.environ, **token)
-    port, *others = free_ports(3)
+    environment = dict(os.environ, **token, RAY_raylet_start_wait_time_s=str(START_S))
+    port, *others = free_ports(4)
     cluster = RayCluster(f"127.0.0.1:{port}", folder, environment)
     options = {
         "head": None,
@@ -73,6 +73,7 @@ def ray_cluster(cpus: int = 4) -> Iterator[RayCluster]:
         "port": port,
         "ray-client-server-port": others[0],
         "dashboard-agent-listen-port": others[1],
+        "dashboard-port": others[2],
         "min-worker-port": 0,  # any that is free
         "max-worker-port": 0,
     }
@@ -112,6 +113,14 @@ def _wait_until_it_listens(port: int, process: subprocess.Popen[bytes], log: Pat
         if "Ray runtime started" in log.read_text():
             return
         time.sleep(0.2)
+
+
+def _title(pid: int) -> str:
+    """What `ps` shows: Ray puts there what a worker does. Empty once it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().strip("\0 ")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def _parent(pid: int) -> int:

@@ -1,0 +1,189 @@
+"""The kill matrix: small real runs, in each of which one process dies, and the verdict on what they leave.
+
+    make test-chaos                                   five rounds through all roles and signals
+    CHAOS_RUNS=1000 make test-chaos                   more of them
+    CHAOS_SEED=7 CHAOS_CASE=23 make test-chaos        one case again
+
+{sampler, reward, buffer, learner rank 0, learner rank 1, driver} x {SIGKILL, SIGTERM}, half of the runs with
+buffer.max_staleness 0 and half with 2, each at a moment drawn from the seed that is printed. All runs share one Ray
+cluster; a driver that dies is started again by the same command, which is all that anybody has to do.
+"""
+
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from signal import SIGKILL
+
+from tests.chaos.blow import BATCHES, CELLS, ROLES, SIGNALS, Case, Timeline, draw, strike, timeline
+from tests.chaos.ray_cluster import RayCluster, ray_cluster
+from tests.chaos.verdict import verdict
+from tests.pipelines import tiny_pipeline
+from tests.running import FAULTS, ROOT, SMALL
+
+RUN_S = 400.0  # of one run, on a machine that is busy with other things, too; about 30 s are enough on an idle one
+GONE_S = 30.0  # until a finished run's processes have ended
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """What all runs share."""
+
+    cluster: RayCluster
+    model: Path
+    runs: Path
+    undisturbed: dict[int, Path]  # run folder by max_staleness
+    timelines: dict[int, Timeline]
+
+    def command(self, name: str, max_staleness: int) -> list[str]:
+        settings = {
+            "model.path": self.model,
+            "run.name": name,
+            "run.dir": self.runs,
+            "run.batches": BATCHES,
+            "ray.address": self.cluster.address,
+            "learner.count": 2,
+            "buffer.max_staleness": max_staleness,
+            "buffer.keep_batches": BATCHES,  # for the verdict, which compares tables and scores
+            "evaluation.every": BATCHES,
+        }
+        words = [f"{key}={value}" for key, value in settings.items()]
+        return [sys.executable, str(ROOT / "launch.py"), "compressibility", *SMALL, *words]
+
+    def start(self, command: list[str], fault: str = "") -> subprocess.Popen[str]:
+        """`fault`: of the driver; actors have the cluster's."""
+        faults = {"PYTHONPATH": str(FAULTS), "FAULT": fault, "FAULT_MARK": str(self.cluster.mark)}
+        return subprocess.Popen(
+            command,
+            cwd=self.runs,
+            env=self.cluster.environment | faults,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+
+    def perform(self, case: Case) -> list[str] | None:
+        """What is wrong after this case, in sentences. None if the run was over before the blow could fall."""
+        name = f"case{case.number}"
+        run_dir = self.runs / name
+        shutil.rmtree(run_dir, ignore_errors=True)
+        self.cluster.mark.unlink(missing_ok=True)
+        of_driver = case.role == "driver"
+        self.cluster.fault.write_text("" if of_driver else case.step or "")
+        command = self.command(name, case.max_staleness)
+        process = self.start(command, (case.step or "") if of_driver else "")
+        try:
+            blow = strike(case, self.cluster, process, run_dir, self.timelines[case.max_staleness])
+            found = ended(process, case, last=not of_driver)
+            if blow is not None and of_driver and not found:
+                process = self.start(command)
+                found = ended(process, case, last=True)
+        finally:
+            process.kill()
+            process.communicate()
+            self.cluster.fault.write_text("")
+        found += self.leftovers()
+        if blow is None and not found:
+            return None
+        whole = self.undisturbed[0] if case.max_staleness == 0 else None
+        return found or verdict(run_dir, blow.before if blow else [], whole)
+
+    def leftovers(self) -> list[str]:
+        """Processes of a run that has ended; they are ended here, by id, so that the next run is alone."""
+        deadline = time.monotonic() + GONE_S
+        while left := self.cluster.busy():
+            if time.monotonic() > deadline:
+                named = self.cluster.actors()
+                for pid in left:
+                    os.kill(pid, SIGKILL)
+                return [f"processes stay {GONE_S:.0f} s after the run: {left}, of which actors are {named}"]
+            time.sleep(0.2)
+        return []
+
+
+def ended(process: subprocess.Popen[str], case: Case, last: bool) -> list[str]:
+    """What is wrong with how a `launch.py` ended. last: it has to finish the run; else it was struck itself."""
+    try:
+        output, errors = process.communicate(timeout=RUN_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        output, errors = process.communicate()
+        return [f"the run did not end in {RUN_S:.0f} s\n{output}\n{errors}"]
+    wanted = -SIGKILL if not last and case.signal == SIGKILL else 0
+    finished = "finished" in output or not last
+    if process.returncode != wanted or not finished or "Traceback" in output + errors:
+        return [f"launch.py ended with {process.returncode}, not {wanted} and a finished run\n{output}\n{errors}"]
+    return []
+
+
+def prepare(cluster: RayCluster, folder: Path) -> Matrix:
+    """The runs that nobody disturbs, one for each max_staleness."""
+    matrix = Matrix(cluster, tiny_pipeline(folder / "model"), folder / "runs", {}, {})
+    matrix.runs.mkdir()
+    for max_staleness in (0, 2):
+        name = f"undisturbed{max_staleness}"
+        process = matrix.start(matrix.command(name, max_staleness))
+        output, errors = process.communicate(timeout=RUN_S)
+        assert process.returncode == 0, (output, errors)
+        matrix.undisturbed[max_staleness] = matrix.runs / name
+        matrix.timelines[max_staleness] = timeline(matrix.runs / name)
+        wrong = matrix.leftovers() + verdict(matrix.runs / name, [])
+        assert not wrong, wrong
+    return matrix
+
+
+def table(done: Counter[tuple[str, int, int]], failed: Counter[tuple[str, int, int]]) -> str:
+    """Runs that went well, of all, by role, signal and max_staleness."""
+    columns = [(blow, max_staleness) for blow in SIGNALS for max_staleness in (0, 2)]
+    lines = [" " * 16 + "".join(f"{blow.name} k={k}".rjust(14) for blow, k in columns)]
+    for role in ROLES:
+        cells = [(role, blow, k) for blow, k in columns]
+        shown = [f"{done[c] - failed[c]}/{done[c]}{' FAILED' if failed[c] else ''}" for c in cells]
+        lines.append(role.ljust(16) + "".join(text.rjust(14) for text in shown))
+    return "\n".join(lines)
+
+
+def main() -> int:
+    seed = int(os.environ.get("CHAOS_SEED") or secrets.randbelow(10**6))
+    count = int(os.environ.get("CHAOS_RUNS") or 5 * len(CELLS))
+    only = os.environ.get("CHAOS_CASE")
+    numbers = [int(only)] if only else range(count)
+    print(f"CHAOS_SEED={seed}, {len(numbers)} runs", flush=True)
+    folder = Path(tempfile.mkdtemp(prefix="chaos-"))
+    done: Counter[tuple[str, int, int]] = Counter()
+    failed: Counter[tuple[str, int, int]] = Counter()
+    with ray_cluster() as cluster:
+        matrix = prepare(cluster, folder)
+        for number in numbers:
+            one, start = draw(seed, number), time.monotonic()
+            found = matrix.perform(one)
+            cell = (one.role, int(one.signal), one.max_staleness)
+            done[cell] += 1
+            failed[cell] += bool(found) or found is None
+            result = "ok" if found == [] else "FAILED"
+            print(f"{one}  {result}  {time.monotonic() - start:.0f} s", flush=True)
+            if found == []:
+                shutil.rmtree(matrix.runs / f"case{number}")
+                continue
+            for sentence in found or ["the run was over before the blow could fall"]:
+                print(f"     {sentence}")
+            print(f"     run folder: {matrix.runs / f'case{number}'}")
+            print(f"     once more: CHAOS_SEED={seed} CHAOS_CASE={number} make test-chaos", flush=True)
+    print(table(done, failed))
+    if failed.total():
+        print(f"{failed.total()} of {done.total()} runs FAILED; their folders are kept in {folder}")
+        return 1
+    print(f"all {done.total()} runs ended as if nobody had died")
+    shutil.rmtree(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
