@@ -3,6 +3,7 @@
 # make test-slow install, then the slower tests: the buffer's protocol and mirror at every fault, advice against runs
 # make test-watching  install, then a run watched by a real Prometheus: every panel of the Grafana dashboard has data
 # make test-cluster  install, then a run across three hosts that it makes on this machine, and that die (root, 15 minutes)
+# make test-chaos install, then the kill matrix: 60 small runs, in each of which one process dies (CHAOS_RUNS=1000: more)
 # make install   a virtual environment in .venv with exactly what requirements.lock names
 # make help      this list, and every setting of a run
 
@@ -13,7 +14,7 @@ VENV := .venv
 # Named by the lock's content, so that an unchanged lock costs nothing and a changed one installs again.
 STAMP := $(VENV)/installed-$(shell cksum < requirements.lock | cut -d' ' -f1)
 
-.PHONY: train test test-slow test-watching test-cluster install help
+.PHONY: train test test-slow test-watching test-cluster test-chaos install help
 .DEFAULT_GOAL := help
 
 train: install
@@ -35,6 +36,9 @@ test-watching: install
 test-cluster: install
 	$(VENV)/bin/python -m tests.cluster.lab
 	$(VENV)/bin/pytest -m cluster -s tests/cluster
+
+test-chaos: install
+	$(VENV)/bin/python -m tests.chaos.matrix
 
 install: $(STAMP)
 
