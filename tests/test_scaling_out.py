@@ -96,3 +96,15 @@ def test_sigterm_finishes_the_batch_and_the_same_command_goes_on(model: Path, tm
     with launched(*command, cwd=tmp_path) as run:
         assert "finished" in finish(run)
     assert [row["trajectory_id"] for row in trajectories(tmp_path / "runs" / "run")] == list(range(4 * 8))
+
+
+@pytest.mark.slow
+def test_sigterm_before_there_is_any_version(model: Path, tmp_path: Path) -> None:
+    """There is no LoRA to leave yet, and nothing to wait for."""
+    command = small(model, "run", "run.batches=2", "evaluation.every=2")
+    with launched(*command, cwd=tmp_path, fault="learner.recovery:write:1") as run:
+        run.wait_for_fault()
+        run.process.send_signal(signal.SIGTERM)
+        assert "stopped after 0 batches" in finish(run)
+    with launched(*command, cwd=tmp_path) as run:
+        assert "finished" in finish(run)

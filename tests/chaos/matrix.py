@@ -2,7 +2,7 @@
 
     make test-chaos                                   five rounds through all roles and signals
     CHAOS_RUNS=1000 make test-chaos                   more of them
-    CHAOS_SEED=7 CHAOS_CASE=23 make test-chaos        one case again
+    CHAOS_SEED=7 CHAOS_CASE=23 make test-chaos        one case again (or several: CHAOS_CASE=23,40)
 
 {sampler, reward, buffer, learner rank 0, learner rank 1, driver} x {SIGKILL, SIGTERM}, half of the runs with
 buffer.max_staleness 0 and half with 2, each at a moment drawn from the seed that is printed. All runs share one Ray
@@ -19,7 +19,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from signal import SIGKILL
+from signal import SIGKILL, SIGTERM, signal
 
 from tests.chaos.blow import BATCHES, CELLS, ROLES, SIGNALS, Case, Timeline, draw, strike, timeline
 from tests.chaos.ray_cluster import RayCluster, ray_cluster
@@ -154,7 +154,8 @@ def main() -> int:
     seed = int(os.environ.get("CHAOS_SEED") or secrets.randbelow(10**6))
     count = int(os.environ.get("CHAOS_RUNS") or 5 * len(CELLS))
     only = os.environ.get("CHAOS_CASE")
-    numbers = [int(only)] if only else range(count)
+    numbers = [int(number) for number in only.split(",")] if only else range(count)
+    signal(SIGTERM, lambda *_: sys.exit(1))  # by way of all that ends what was started here
     print(f"CHAOS_SEED={seed}, {len(numbers)} runs", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     done: Counter[tuple[str, int, int]] = Counter()
