@@ -82,7 +82,7 @@ def edit_rows(run_dir: Path, edit: Callable[[pa.Table], pa.Table]) -> None:
     pq.write_table(edit(pq.read_table(file)), file)
 
 
-def set_first(column: str, value: float) -> Callable[[pa.Table], pa.Table]:
+def set_first(column: str, value: object) -> Callable[[pa.Table], pa.Table]:
     def edit(table: pa.Table) -> pa.Table:
         values = [value, *table[column].to_pylist()[1:]]
         place = table.column_names.index(column)

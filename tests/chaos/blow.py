@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -26,6 +27,7 @@ ROLES = {
 }
 SIGNALS = (signal.SIGKILL, signal.SIGTERM)
 CELLS = list(product(ROLES, SIGNALS))
+RUN_S = 400.0  # of one run, on a machine that is busy with other things, too
 BATCHES = 3
 ORDERS = BATCHES * 4 + 2 * 2  # of the batches, and of the evaluations of the first and the last version
 
@@ -116,30 +118,37 @@ class Blow:
 
 
 def strike(case: Case, cluster: RayCluster, process: Popen[str], run_dir: Path, line: Timeline) -> Blow | None:
-    """Waits for the case's moment in the run of `process` and strikes. None if the run ended before."""
-    while process.poll() is None:
-        if _now(case, cluster, run_dir, line):
-            pid = process.pid if case.role == "driver" else _actor(cluster, ROLES[case.role])
-            if pid is not None:
-                before = journal(run_dir)
-                os.kill(pid, case.signal)
-                return Blow(pid, before)
+    """Waits for the case's moment in the run of `process` and strikes. None if the run ended before, or hangs."""
+
+    def victim() -> int | None:
+        if case.role == "driver":
+            return process.pid
+        return next((pid for name, pid in cluster.actors().items() if name.startswith(ROLES[case.role])), None)
+
+    if case.share is None:
+        _wait_until(cluster.mark.exists, process)
+    else:
+        journal_file = run_dir / "journal" / file_name(1)
+        lines, later = line.moment(case.share)
+        _wait_until(lambda: _lines(journal_file) >= lines, process)
+        moment = time.monotonic() + later
+        # A run that is quicker than the undisturbed one was is at that moment when the next line comes.
+        _wait_until(lambda: time.monotonic() >= moment or _lines(journal_file) > lines, process)
+    _wait_until(lambda: victim() is not None, process)
+    pid = victim()
+    if pid is None or process.poll() is not None:
+        return None
+    before = journal(run_dir)
+    os.kill(pid, case.signal)
+    return Blow(pid, before)
+
+
+def _wait_until(condition: Callable[[], bool], process: Popen[str]) -> None:
+    """Or until the process has ended, or the time of a run is up."""
+    deadline = time.monotonic() + RUN_S
+    while process.poll() is None and time.monotonic() < deadline and not condition():
         time.sleep(0.02)
-    return None
 
 
-def _now(case: Case, cluster: RayCluster, run_dir: Path, line: Timeline) -> bool:
-    if case.step is not None:
-        return cluster.mark.exists()
-    assert case.share is not None
-    lines, later = line.moment(case.share)
-    file = run_dir / "journal" / file_name(1)
-    if not file.exists() or file.read_bytes().count(b"\n") < lines:
-        return False
-    time.sleep(later)
-    return True
-
-
-def _actor(cluster: RayCluster, start: str) -> int | None:
-    found = [pid for name, pid in cluster.actors().items() if name.startswith(start)]
-    return found[-1] if found else None
+def _lines(file: Path) -> int:
+    return file.read_bytes().count(b"\n") if file.exists() else 0

@@ -21,13 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGKILL, SIGTERM, signal
 
-from tests.chaos.blow import BATCHES, CELLS, ROLES, SIGNALS, Case, Timeline, draw, strike, timeline
+from tests.chaos.blow import BATCHES, CELLS, ROLES, RUN_S, SIGNALS, Case, Timeline, draw, strike, timeline
 from tests.chaos.ray_cluster import RayCluster, ray_cluster
 from tests.chaos.verdict import verdict
 from tests.pipelines import tiny_pipeline
 from tests.running import FAULTS, ROOT, SMALL
 
-RUN_S = 400.0  # of one run, on a machine that is busy with other things, too; about 30 s are enough on an idle one
 GONE_S = 30.0  # until a finished run's processes have ended
 
 
