@@ -470,7 +470,16 @@ def fill_up_and_go_on(run: Path, mounted: bool) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     b = buffer(run, batches=100, keep_batches=100)
     start(b)
-    if not mounted:
+    while b.state.next_batch < 2:
+        roll_out(b)
+        score(b)
+        train(b)
+        publish(b)
+    if mounted:  # full now, so that it is the buffer that meets it: a learner's stop is not the buffer's
+        with pytest.raises(OSError), (run / "filler").open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(512))
+    else:
         resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, limits[1]))
     with pytest.raises(RunStopped, match=f"The disk that holds {run}.* is full"):
         finish(b)

@@ -40,7 +40,9 @@ def test_each_experiment_is_valid(name: str) -> None:
     validate(load([name]))
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name.endswith("compressibility") else []) for name in PAIRS]
+)
 def test_the_variant_for_stable_diffusion_runs_with_small_models_in_its_place(
     name: str, models: Path, tmp_path: Path
 ) -> None:

@@ -112,7 +112,7 @@ def test_duckdb_answers_from_the_files(undisturbed: Path) -> None:
     assert {version for _, version, _ in answer} == set(range(6))
 
 
-@pytest.mark.parametrize("samplers", [2, 3])
+@pytest.mark.parametrize("samplers", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_any_number_of_samplers_gives_the_same_weights(
     samplers: int, model: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -125,8 +125,12 @@ def test_any_number_of_samplers_gives_the_same_weights(
     "fault",
     [
         pytest.param("policy.rollout:rollout:15", id="during rollout"),
-        pytest.param("rewards.base:score_order:15", id="during scoring"),
-        pytest.param("learner.update:Updater._optimizer_step:8", id="between two optimizer steps of a batch"),
+        pytest.param("rewards.base:score_order:15", id="during scoring", marks=pytest.mark.slow),
+        pytest.param(
+            "learner.update:Updater._optimizer_step:8",
+            id="between two optimizer steps of a batch",
+            marks=pytest.mark.slow,
+        ),
         pytest.param("buffer.store:write_batch:4", id="between the recovery point and its registration"),
     ],
 )
@@ -143,6 +147,7 @@ def test_kill_9_of_the_driver_and_the_same_command_again(
     assert_same_run(undisturbed, tmp_path / "runs" / "run")
 
 
+@pytest.mark.slow
 def test_a_head_lost_with_its_disk_is_followed_by_one_that_goes_on_from_the_mirror(
     model: Path, undisturbed: Path, tmp_path: Path
 ) -> None:

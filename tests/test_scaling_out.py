@@ -85,6 +85,7 @@ def workers(folder: Path) -> set[str]:
     return {record["worker"] for record in records if record["kind"] == "claimed"}
 
 
+@pytest.mark.slow
 def test_sigterm_finishes_the_batch_and_the_same_command_goes_on(model: Path, tmp_path: Path) -> None:
     command = small(model, "run", "run.batches=4", "evaluation.every=4")
     with launched(*command, cwd=tmp_path) as run:
