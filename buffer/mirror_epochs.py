@@ -22,6 +22,7 @@ from pathlib import Path
 
 from buffer.remote import Remote
 from conf.errors import UserError
+from conf.resume import write_atomically
 
 CLAIM = re.compile(r"epochs/(\d{6}-[0-9a-f]{12})")
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.1, 5.0
@@ -82,12 +83,7 @@ class Epochs:
     def save(self, folder: Path) -> None:
         """Remember the claims in `folder`, which is the run folder or becomes it. Those of other mirrors stay."""
         known = _read(folder) | {self.uri: {"held": self.held, "trying": self.trying}}
-        partial = folder / f".{MEMORY}.partial"
-        with partial.open("w") as file:
-            json.dump(known, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(folder / MEMORY)
+        write_atomically(folder / MEMORY, json.dumps(known, indent=1))
 
 
 def epoch_of(claim: str) -> int:

@@ -6,11 +6,11 @@
 """
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
 
+from conf.resume import write_atomically
 from evaluation.machine import machine_info
 
 NAME = "run.json"
@@ -38,12 +38,7 @@ def record_sitting(
         "seconds": seconds,
         "advice": advice,
     }
-    partial = run_dir / f".{NAME}.partial"
-    with partial.open("w") as file:
-        json.dump(record, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(run_dir / NAME)
+    write_atomically(run_dir / NAME, json.dumps(record, indent=1))
 
 
 def read_record(run_dir: Path) -> dict[str, Any]:
