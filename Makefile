@@ -2,7 +2,7 @@
 # make test      install, then lint, types and tests
 # make test-slow install, then the slower tests: protocol and mirror at every fault, advice against runs, more real runs
 # make test-watching  install, then a run watched by a real Prometheus: every panel of the Grafana dashboard has data
-# make test-cluster  install, then a run across three hosts that it makes on this machine, and that die (root, 15 minutes)
+# make test-cluster  install, then a run across three hosts that it makes on this machine, and that die (root, 9 minutes)
 # make test-chaos install, then the kill matrix: 60 small runs, in each of which one process dies (CHAOS_RUNS=1000: more)
 # make install   a virtual environment in .venv with exactly what requirements.lock names
 # make help      this list, and every setting of a run

@@ -125,6 +125,12 @@ class Driver:
 
     def step(self) -> News:
         """Hears the news and does what they ask for. Raises RunStopped with the reason when the run cannot go on."""
+        try:
+            return self._step()
+        except RayActorError as error:  # of the buffer: it is called here, and all other deaths are the fleet's to see
+            raise RunStopped(f"the buffer died and did not come back: {_last_line(error)}") from error
+
+    def _step(self) -> News:
         news: News = call(self.buffer.poll, POLL_S)
         for version, recovery_point in news.to_publish:
             self._publish(version, recovery_point, news)

@@ -233,7 +233,7 @@ COLUMNS = (
 
 
 def report(count: int, found: Measured, linear: float) -> None:
-    """A row of the table: see README.md for its columns."""
+    """A row of the table: docs/performance.md explains its columns."""
     samples = found.samples
     seconds, cpu = (samples[-1, :2] - samples[0, :2]).tolist()
     figures = (

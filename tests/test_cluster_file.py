@@ -36,7 +36,7 @@ def test_every_folder_of_code_travels_and_no_other(in_the_checkout: None) -> Non
     folders = {mounts[path] for path in mounts if (ROOT / mounts[path]).is_dir()}
     assert folders == packages - {"tests", "benchmarks"}
     files = {mounts[path] for path in mounts if (ROOT / mounts[path]).is_file()}
-    assert files == {"launch.py", "Makefile", "requirements.lock"}
+    assert files == {"launch.py", "Makefile", "requirements.lock", "monitoring/grafana/ddpo_dashboard.json"}
 
 
 def test_every_node_has_the_token_and_asks_for_it() -> None:

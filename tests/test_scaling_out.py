@@ -109,3 +109,19 @@ def test_sigterm_before_there_is_any_version(model: Path, tmp_path: Path) -> Non
         assert "stopped after 0 batches" in finish(run)
     with launched(*command, cwd=tmp_path) as run:
         assert "finished" in finish(run)
+
+
+@pytest.mark.slow
+def test_a_buffer_that_cannot_come_back_stops_the_run_with_its_reason(model: Path, tmp_path: Path) -> None:
+    """Its journal is damaged while it works, which the next one sees when it replays it."""
+    with launched(*small(model, "run", "run.batches=1000", "evaluation.every=1000"), cwd=tmp_path) as run:
+        run.wait_for_line("batch 1/")
+        (journal,) = (tmp_path / "runs" / "run" / "journal").glob("*.jsonl")
+        with journal.open("r+b") as file:
+            file.seek(100)
+            file.write(b"damage")
+        os.kill(run.actor("BufferActor"), signal.SIGKILL)
+        output, errors = run.process.communicate(timeout=TIMEOUT_S)
+    assert run.process.returncode == 2, (output, errors)
+    assert "the buffer died and did not come back: " in errors and f"the journal {journal}" in errors
+    assert "Traceback" not in errors

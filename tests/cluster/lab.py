@@ -19,6 +19,7 @@ HOSTS_SH = ROOT / "tests" / "cluster" / "hosts.sh"
 DIRECTORY = Path("/run/ddpo-hosts")  # short, for Ray's sockets, and not in /tmp, of which each host has its own
 VENV = Path(sys.prefix)
 HEAD = 1
+JOIN_S = 120.0
 
 
 def needs() -> str | None:
@@ -115,9 +116,11 @@ class Lab:
             assert made.returncode == 0, made.stderr
             place = f"root@{address(host)}:{target.removeprefix('~/')}"
             subprocess.run([*rsync, f"{path}/" if path.is_dir() else str(path), place], check=True, timeout=60)
-        start = "; ".join([*file["setup_commands"], *file["worker_start_ray_commands"]])
-        started = self.ssh(host, f"export RAY_HEAD_IP={address(HEAD)}; {start}")
-        assert started.returncode == 0, started.stdout + started.stderr
+        setup = self.ssh(host, "; ".join(file["setup_commands"]))
+        assert setup.returncode == 0, setup.stdout + setup.stderr
+        start = f"export RAY_HEAD_IP={address(HEAD)}; {'; '.join(file['worker_start_ray_commands'])}"
+        # The autoscaler may find the host at the same moment, and each begins with stopping what the other has started.
+        wait_until(lambda: host in self.alive() or self.ssh(host, start).returncode == 0, f"Ray on host {host}", JOIN_S)
 
     def alive(self) -> set[int]:
         """The hosts that the cluster has, by the head's word."""

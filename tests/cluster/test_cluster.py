@@ -145,6 +145,8 @@ def begin(lab: Lab) -> None:
     lab.ray("up")
     lab.put(HEAD, "~/mine/my_rewards.py", REWARD)
     wait_until(lambda: lab.alive() == {HEAD, FIRST, SECOND}, "all hosts are in the cluster", BACK_S)
+    boards = lab.ssh(HEAD, "ls ~/boards").stdout.split()
+    assert {"default_grafana_dashboard.json", "ddpo_dashboard.json"} <= set(boards), boards
     status = f"~/ddpo-ray/.venv/bin/ray status --address {address(HEAD)}:6379"
     for stranger in ("RAY_AUTH_MODE=disabled", "RAY_AUTH_MODE=token RAY_AUTH_TOKEN=guessed"):
         answer = lab.ssh(FIRST, f"{stranger} timeout 60 {status}")
