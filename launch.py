@@ -79,7 +79,7 @@ def train(config: Config, prompts: list[str], run_dir: Path, mirroring: Mirrorin
         cluster_fits(fitted, resources)
         for remark in remarks:
             display.say(remark)
-        with Driver(fitted, run_dir, plan) as driver:
+        with Driver(fitted, run_dir, plan, mirroring) as driver:
             driver.try_rewards(image_size(config.model))
             save_config(run_dir, config, prompts)
             mirroring.start()
@@ -87,8 +87,7 @@ def train(config: Config, prompts: list[str], run_dir: Path, mirroring: Mirrorin
             draining = False
             while True:
                 news = driver.step()
-                mirroring.follow(news.status["trained_batches"], len(news.evaluations))
-                display.show(driver.snapshot(news, mirroring))
+                display.show(driver.snapshot(news))
                 if news.finished or (draining and not news.status["taken_by"]):
                     break
                 if ctrl_c.pressed and not draining:

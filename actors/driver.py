@@ -55,12 +55,13 @@ POLL_S = 1.0
 class Driver:
     """One run, from the first actor to the last. A context manager: it ends the actors that it started."""
 
-    def __init__(self, config: Config, run_dir: Path, plan: Plan) -> None:
+    def __init__(self, config: Config, run_dir: Path, plan: Plan, mirroring: Mirroring) -> None:
         # An actor on the cluster works in a folder of its own, where a relative path would mean another place.
         where = dataclasses.replace(config.run, dir=str(Path(config.run.dir).absolute()))
         self.config = dataclasses.replace(config, run=where)
         self.run_dir = run_dir.absolute()
         self.plan = plan
+        self.mirroring = mirroring
         self.learner_options = room_for_ranks(config.learner)
         self.rewards: dict[str, ActorHandle] = {}  # tried, by place
         self.weights: dict[Version, list[ray.ObjectRef]] = {}  # the driver owns them, so they outlive every worker
@@ -141,7 +142,8 @@ class Driver:
         if (asked := scale.requested(self.run_dir)) is not None:
             self._scale_as_asked(asked)
         self.fleet.tend(news.overdue, news.seconds)
-        self.gauges.show(news, self.fleet, self.log.rows)
+        self.mirroring.follow(news.status["trained_batches"], len(news.evaluations))
+        self.gauges.show(news, self.fleet, self.log.rows, self.mirroring.behind)
         if news.stop:
             raise RunStopped(news.stop)
         return news
@@ -157,7 +159,7 @@ class Driver:
         """Lets the learner finish the batch it has, and nothing new begin."""
         call(self.buffer.drain)
 
-    def snapshot(self, news: News, mirroring: Mirroring) -> Snapshot:
+    def snapshot(self, news: News) -> Snapshot:
         """What the display shows of `news`."""
         rows = self.log.rows
         return Snapshot(
@@ -168,8 +170,8 @@ class Driver:
             orders={state: news.status[f"orders_{state}"] for state in ("open", "claimed", "rolled_out", "scored")},
             set_aside=news.status["set_aside"],
             restarts=sum(self.fleet.restarts.values()),
-            notes=[*self.fleet.notes, *news.status["notes"], *mirroring.notes],
-            mirror_behind=mirroring.behind,
+            notes=[*self.fleet.notes, *news.status["notes"], *self.mirroring.notes],
+            mirror_behind=self.mirroring.behind,
             advice=self.advice,
         )
 

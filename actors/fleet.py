@@ -20,6 +20,8 @@ LONGEST_DELAY_S = 60.0
 HEALTHY_S = 60.0  # a worker that lived so long starts its place's delay anew
 ROOM_S = 60.0  # without an actor of it, and a place is said to have no room; loading takes a part of that
 SILENCE_S = 30.0  # after its connection broke, and a worker is given up; the cluster mostly knows its fate before that
+NODE_DIED = "The actor died because its node has died"  # in Ray's words, also of an actor that never ran there
+NEVER_RAN = "The actor never ran"
 MOST_FAILED_STARTS = 5  # in a row, of one place, without once asking for work: no restart mends that
 
 
@@ -153,7 +155,7 @@ class Fleet:
                 place.silent_since = place.silent_since or time.monotonic()
             except RayActorError as error:
                 place.silent_since = None
-                causes.insert(0, _why(error))
+                causes.insert(0, why_it_died(error))
         if place.silent_since and time.monotonic() - place.silent_since > SILENCE_S:
             causes.append(f"it has not answered for {SILENCE_S:.0f} s")
         return causes[0] if causes else None
@@ -169,7 +171,7 @@ class Fleet:
 
     def _bury(self, place: Place, cause: str, started: bool) -> None:
         self._kill(place)
-        lost = self._lost_hosts(place)
+        lost = cause == NODE_DIED or self._lost_hosts(place)
         cause = "with its host" if lost else cause
         call(self.buffer.worker_died, place.worker, lost or place.silent_since is not None)
         healthy = time.monotonic() - place.started_at >= HEALTHY_S
@@ -185,7 +187,8 @@ class Fleet:
         place.restart_at = time.monotonic() + place.delay_s
 
 
-def _why(error: RayActorError) -> str:
-    """What Ray knows of a death: after a general line, and names and numbers that begin with a tab, its cause."""
-    lines = [line for line in str(error).strip().splitlines() if line and not line.startswith("\t")]
+def why_it_died(error: RayActorError) -> str:
+    """What Ray knows of a death: after a general line, and names and numbers that begin with a tab, its cause, and
+    perhaps that the actor had never run. Example: "The actor died because its node has died"."""
+    lines = [line for line in str(error).strip().splitlines() if line and not line.startswith(("\t", NEVER_RAN))]
     return lines[-1].split(". ")[0].rstrip(".")

@@ -42,8 +42,9 @@ class Gauges:
         )
         self.counted: dict[tuple[str, str], float] = {}  # seconds of a worker's occupation that the counter has
 
-    def show(self, news: News, fleet: Fleet, rows: Sequence[dict[str, float]]) -> None:
-        """rows: of metrics.jsonl, oldest first; the last batch and the last evaluation are shown."""
+    def show(self, news: News, fleet: Fleet, rows: Sequence[dict[str, float]], mirror_behind: int | None) -> None:
+        """rows: of metrics.jsonl, oldest first; the last batch and the last evaluation are shown.
+        mirror_behind: see `Mirroring.behind`."""
         for kind, group in (("batch", "batch"), ("version", "evaluation")):
             newest = next((row for row in reversed(rows) if kind in row), {})
             for key, value in newest.items():
@@ -52,6 +53,8 @@ class Gauges:
         self._show_progress(news)
         self._show_workers(news, fleet)
         self._show_time(news)
+        if mirror_behind is not None:
+            self._set("mirror_behind", "Trained batches that the mirror does not have yet.", mirror_behind)
 
     def _show_progress(self, news: News) -> None:
         status = news.status

@@ -15,8 +15,8 @@ from actors.cluster import cluster
 from benchmarks.measure import machine_line, own_memory
 from conf.schema import Config, RayConfig
 
-CALLS = 60_000
-STEP = 5_000
+CALLS = 20_000
+STEP = 1_000
 
 
 class Bare:
@@ -36,6 +36,7 @@ def main() -> None:
         start: Any = ray.remote(num_cpus=0)
         actor = start(Bare).remote()
         pid = ray.get(actor.process.remote())
+        print(f"     0 calls: {own_memory(pid):6.1f} MiB", flush=True)
         for done in range(STEP, CALLS + 1, STEP):
             for _ in range(STEP // 100):
                 ray.get([actor.nothing.remote("sampler-0", {}) for _ in range(100)])

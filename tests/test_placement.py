@@ -2,6 +2,7 @@
 
 import logging
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,24 @@ from typing import Any
 import pytest
 import ray
 from ray.cluster_utils import Cluster
+from ray.exceptions import RayActorError
 
+from actors.fleet import NODE_DIED, why_it_died
 from actors.placement import beside_the_driver, node_lives, node_of, room_for_ranks
 from conf.schema import LearnerConfig
+from tests.running import wait_for
 
 
 class Nobody:
     pass
+
+
+class Loading:
+    """An actor that does not get to the end of its start."""
+
+    def __init__(self, begun: Path) -> None:
+        begun.touch()
+        time.sleep(3600)
 
 
 Somebody: Any = ray.remote(Nobody)
@@ -67,3 +79,14 @@ def test_a_node_that_is_gone_lives_no_more(cluster: Cluster) -> None:
     assert node_lives(there) and there != here()
     cluster.remove_node(node)
     assert not node_lives(there)
+
+
+def test_an_actor_that_was_still_loading_died_with_its_node(cluster: Cluster, tmp_path: Path) -> None:
+    doomed = cluster.add_node(num_cpus=1, resources={"doomed": 1}, object_store_memory=100_000_000)
+    start: Any = ray.remote(resources={"doomed": 1})
+    actor = start(Loading).remote(tmp_path / "begun")
+    wait_for((tmp_path / "begun").exists)
+    cluster.remove_node(doomed, allow_graceful=False)
+    with pytest.raises(RayActorError) as death:
+        ray.get(actor.__ray_ready__.remote(), timeout=60)
+    assert why_it_died(death.value) == NODE_DIED

@@ -65,7 +65,14 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Of a run that reports every second, ten times as often as Ray does by default."""
     monkeypatch.setenv("RAY_metrics_report_interval_ms", "1000")
     model = tiny_pipeline(tmp_path / "tiny")
-    return ["compressibility", *SMALL, f"model.path={model}", "run.name=watched", LONG]
+    return [
+        "compressibility",
+        *SMALL,
+        f"model.path={model}",
+        "run.name=watched",
+        f"run.mirror=file://{tmp_path}/mirror",
+        LONG,
+    ]
 
 
 def port_of(run: Launched) -> int | None:
