@@ -1,11 +1,12 @@
 """What the benchmarks measure with: the machine's own limits, a process's memory and time, growth with its error."""
 
 import hashlib
+import itertools
 import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -79,15 +80,18 @@ def disk_use(folder: Path) -> float:
     return size / MIB
 
 
-def growth(times: Sequence[float], values: Sequence[float], blocks: int = 10) -> tuple[float, float]:
-    """(slope, its standard error), per unit of time, of a straight line through the means of `blocks` pieces.
+def growth(times: np.ndarray, values: np.ndarray, edges: np.ndarray) -> tuple[float, float]:
+    """(slope, its standard error), per unit of time, of a straight line through the means of the pieces between
+    `edges`, which are indices.
 
-    Neighbouring samples of a saw-tooth are alike, so the error comes from how the means of long pieces scatter, not
-    from the number of samples.
+    A saw-tooth is cut where it falls: its whole teeth say whether it grows, and where a piece begins does not matter.
+    Neighbouring samples are alike, so the error comes from how the pieces' means scatter, not from how many samples
+    there are.
     """
-    t = np.array([piece.mean() for piece in np.array_split(np.asarray(times, np.float64), blocks)])
-    v = np.array([piece.mean() for piece in np.array_split(np.asarray(values, np.float64), blocks)])
+    pieces = list(itertools.pairwise(edges))
+    t = np.array([times[start:end].mean() for start, end in pieces])
+    v = np.array([values[start:end].mean() for start, end in pieces])
     slope, intercept = np.polyfit(t, v, 1)
     residuals = v - (slope * t + intercept)
-    spread = math.sqrt(float((residuals**2).sum()) / (blocks - 2))
+    spread = math.sqrt(float((residuals**2).sum()) / (len(pieces) - 2))
     return float(slope), spread / math.sqrt(float(((t - t.mean()) ** 2).sum()))

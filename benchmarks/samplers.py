@@ -252,18 +252,17 @@ def report(count: int, found: Measured, linear: float) -> None:
 
 
 def report_growth(samples: np.ndarray) -> None:
-    """Slopes from the moment when retention dropped its first batch."""
-    tensors = samples[:, 4]
-    drops = np.flatnonzero(np.diff(tensors) < -PLAN.batch_size)  # a batch has some 4 MiB a trajectory
-    if not len(drops):
-        print("retention has not dropped a batch yet: let it run longer")
+    """Slopes over whole periods of retention, from one dropped batch to the next."""
+    minutes, tensors = samples[:, 0] / 60, samples[:, 4]
+    drops = np.flatnonzero(np.diff(tensors) < -PLAN.batch_size) + 1  # a batch has some 4 MiB a trajectory
+    if len(drops) < 4:
+        print(f"retention has dropped {len(drops)} batches, too few to say what grows: let it run longer")
         return
-    steady = samples[drops[0] :]
-    minutes = (steady[:, 0] - steady[0, 0]) / 60
-    print(f"growth over the {minutes[-1]:.1f} minutes after the first batch was dropped, {len(drops)} batches dropped:")
+    print(f"growth over the {np.ptp(minutes[drops]):.1f} minutes between the first and the last of {len(drops)} drops:")
     for column, name in ((2, "buffer's own memory"), (3, "object store"), (4, "tensors/"), (5, "rest of the folder")):
-        slope, error = growth(minutes.tolist(), steady[:, column].tolist())
-        mean = steady[:, column].mean()
+        values = samples[:, column]
+        slope, error = growth(minutes, values, drops)
+        mean = values[drops[0] : drops[-1]].mean()
         print(f"  {name:22s} mean {mean:9.2f} MiB, slope {slope:+9.3f} ± {error:.3f} MiB a minute")
 
 
