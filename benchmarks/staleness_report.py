@@ -137,9 +137,8 @@ def main() -> None:
     print(
         f"After {config.run.batches} batches, {samples:,} samples; {config.evaluation.count} evaluation pairs a seed."
     )
-    seconds = sum(line["seconds"] for line in lines.values())
     machines = " and ".join(dict.fromkeys(line["machine"] for line in lines.values()))
-    print(f"{seconds / 3600:.1f} hours of one core, on {machines}.\n\n{table(study)}")
+    print(f"Computed on {machines}.\n\n{table(study)}")
     if args.figure:
         args.figure.write_text(figure(study))
 
