@@ -19,6 +19,7 @@ from conf.errors import UserError
 
 ERRORS = (OSError, pa.ArrowException)
 CHUNK = 1 << 23  # bytes copied at once
+MOST_RACES = 100  # for a folder, with heads that remove it while it is empty
 RETRIED_S = 30  # how long Google's client tries by itself; a quarter of an hour unless told
 
 
@@ -99,17 +100,23 @@ class Remote:
             with contextlib.suppress(FileNotFoundError):
                 self.fs.delete_file(f"{self.root}/{path}")
             for folder in (self.local / path).parents if self.local else ():
-                if folder == self.local or any(folder.iterdir()):
+                if folder == self.local:
                     break
-                folder.rmdir()
+                try:
+                    folder.rmdir()
+                except FileNotFoundError:  # another head was faster
+                    continue
+                except OSError:  # it is not empty
+                    break
 
     def _open(self, path: str) -> pa.NativeFile:
         target = f"{self.root}/{path}"
-        try:
-            return self.fs.open_output_stream(target)
-        except FileNotFoundError:  # object stores have no folders
-            self.fs.create_dir(target.rpartition("/")[0], recursive=True)
-            return self.fs.open_output_stream(target)
+        for _ in range(MOST_RACES):
+            try:
+                return self.fs.open_output_stream(target)
+            except FileNotFoundError:  # object stores have no folders; and another head may remove one that is empty
+                self.fs.create_dir(target.rpartition("/")[0], recursive=True)
+        return self.fs.open_output_stream(target)
 
     def _settle(self, path: str) -> None:
         """A disk may still have in memory what an object store has stored by the time it answers."""

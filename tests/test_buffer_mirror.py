@@ -6,6 +6,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -317,7 +318,7 @@ def test_of_racing_heads_none_owns_an_epoch_with_another(tmp_path: Path) -> None
     """Heads that claim at once, many times: no two ever win the same epoch."""
     rounds, heads = 15, 4
     won: list[str] = []
-    gate = threading.Barrier(heads)
+    gate = threading.Barrier(heads, timeout=60)
 
     def claim(place: int) -> None:
         epochs = Epochs(remote(tmp_path / "mirror"), URI, tmp_path / str(place))
@@ -333,6 +334,20 @@ def test_of_racing_heads_none_owns_an_epoch_with_another(tmp_path: Path) -> None
         thread.join()
     assert len(won) == rounds * heads
     assert len({epoch_of(name) for name in won}) == len(won)
+
+
+def test_heads_that_write_and_remove_in_one_folder_do_not_stumble_over_it(tmp_path: Path) -> None:
+    """The folder comes and goes with its last file, whoever writes to it at that moment."""
+
+    def come_and_go(place: int) -> None:
+        mirror = remote(tmp_path / "mirror")
+        for _ in range(300):
+            mirror.write(f"epochs/{place}", b"")
+            assert mirror.read(f"epochs/{place}") == b""
+            mirror.remove([f"epochs/{place}"])
+
+    with ThreadPoolExecutor(4) as heads:
+        list(heads.map(come_and_go, range(4)))
 
 
 def test_a_folder_that_another_head_has_gone_on_from_is_refused(tmp_path: Path) -> None:
