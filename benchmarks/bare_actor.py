@@ -36,11 +36,10 @@ def main() -> None:
         start: Any = ray.remote(num_cpus=0)
         actor = start(Bare).remote()
         pid = ray.get(actor.process.remote())
-        print(f"     0 calls: {own_memory(pid):6.1f} MiB", flush=True)
-        for done in range(STEP, CALLS + 1, STEP):
+        for done in range(0, CALLS + 1, STEP):
+            print(f"{done:6d} calls: {own_memory(pid):6.1f} MiB", flush=True)
             for _ in range(STEP // 100):
                 ray.get([actor.nothing.remote("sampler-0", {}) for _ in range(100)])
-            print(f"{done:6d} calls: {own_memory(pid):6.1f} MiB", flush=True)
 
 
 if __name__ == "__main__":
