@@ -16,7 +16,8 @@ import dataclasses
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,15 @@ from monitoring.metrics import MetricsLog
 from policy import lora
 
 POLL_S = 1.0
+
+
+@contextmanager
+def _stops_without_a_buffer() -> Iterator[None]:
+    """For what calls the buffer: the only actor whose death shows there, as all others are the fleet's to see."""
+    try:
+        yield
+    except RayActorError as error:
+        raise RunStopped(f"the buffer died and did not come back: {_last_line(error)}") from error
 
 
 class Driver:
@@ -124,14 +134,9 @@ class Driver:
                 tried = self.rewards.pop(f"{role}-{index}", None)
                 self.fleet.add(Place(f"{role}-{index}", start), [tried] if tried else None)
 
+    @_stops_without_a_buffer()
     def step(self) -> News:
         """Hears the news and does what they ask for. Raises RunStopped with the reason when the run cannot go on."""
-        try:
-            return self._step()
-        except RayActorError as error:  # of the buffer: it is called here, and all other deaths are the fleet's to see
-            raise RunStopped(f"the buffer died and did not come back: {_last_line(error)}") from error
-
-    def _step(self) -> News:
         news: News = call(self.buffer.poll, POLL_S)
         for version, recovery_point in news.to_publish:
             self._publish(version, recovery_point, news)
@@ -155,6 +160,7 @@ class Driver:
         save_config(self.run_dir, self.config, list(self.plan.prompts))
         (self.run_dir / scale.REQUEST).unlink(missing_ok=True)
 
+    @_stops_without_a_buffer()
     def drain(self) -> None:
         """Lets the learner finish the batch it has, and nothing new begin."""
         call(self.buffer.drain)
@@ -181,6 +187,7 @@ class Driver:
         advice = self.advice.sentence if self.advice else ""
         record_sitting(self.run_dir, news.epoch, self.started, seconds, sum(self.fleet.restarts.values()), advice)
 
+    @_stops_without_a_buffer()
     def save_lora(self) -> Path:
         """Copies the newest LoRA, if there is one yet, to `lora/`, where `pipe.load_lora_weights` finds it."""
         folder = self.run_dir / "lora"

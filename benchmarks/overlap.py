@@ -2,6 +2,7 @@
 
     python -m benchmarks.overlap waits      # rollout, reward and learner wait equally long: the ideal gain is 3
     python -m benchmarks.overlap service    # the shipped model, and a reward that waits as long as the rest computes
+    python -m benchmarks.overlap threads    # the shipped model in overlap: OpenMP's threads that spin, or that sleep
 
 waits: the real fleet, buffer and driver, with a model so small that its computing hardly counts, and waits in place of
 it: 1 s an order in rollout and in reward, 4 s a batch of four orders in the learner. The synchronous run rolls out a
@@ -15,13 +16,18 @@ which is that of rollout and learning together; then a reward that answers after
 would, to several requests at once: max_staleness=0, which with such a reward is strictly one after another, against 2.
 (1 would do if nothing ever varied: then its bound and the computing allow the same 2, and any delay costs both.)
 
+threads: Emoji World with the settings of the compressibility experiment at max_staleness=2. Sampler and learner compute
+at once, with two threads each, on whatever cores there are; OMP_WAIT_POLICY says how threads wait for one another.
+
 Runs alternate, A B A B. The time of a batch is the mean over the middle of a run, from the journal.
 """
 
 import argparse
+import os
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +85,7 @@ def waits(folder: Path, pairs: int) -> None:
         return batch_seconds(folder, [*small, "buffer.max_staleness=2"], BATCH_S / ORDERS, f"{rollout},{learner}")
 
     print(f"waits of {BATCH_S:g} s a batch each in rollout, reward and learner; {ORDERS} orders a batch")
-    ratio, spread = compare(synchronous, overlapped, pairs)
+    ratio, spread = compare({"one after another": synchronous, "in overlap": overlapped}, pairs)
     print(f"{ratio:.2f} ± {spread:.2f} times the synchronous throughput, {100 * ratio / 3:.0f} % of the ideal 3")
 
 
@@ -94,28 +100,40 @@ def service(folder: Path, pairs: int) -> None:
     def overlapped() -> float:
         return batch_seconds(folder, [*pool, "buffer.max_staleness=2"], alone)
 
-    ratio, spread = compare(synchronous, overlapped, pairs)
+    ratio, spread = compare({"one after another": synchronous, "in overlap": overlapped}, pairs)
     print(f"{ratio:.2f} ± {spread:.2f} times the synchronous throughput; 2 if computing takes equally long in both")
 
 
-def compare(synchronous: Callable[[], float], overlapped: Callable[[], float], pairs: int) -> tuple[float, float]:
-    """The mean ratio of `pairs` alternating pairs of runs, and its standard deviation."""
+def threads(folder: Path, pairs: int) -> None:
+    def waiting(policy: str) -> float:
+        os.environ["OMP_WAIT_POLICY"] = policy
+        return batch_seconds(folder, ["buffer.max_staleness=2", "evaluation.count=16"], 0.0)
+
+    kinds = {"spinning": partial(waiting, "active"), "sleeping": partial(waiting, "passive")}
+    ratio, spread = compare(kinds, pairs)
+    print(f"threads that sleep give {ratio:.2f} ± {spread:.2f} times the throughput of threads that spin")
+
+
+def compare(kinds: Mapping[str, Callable[[], float]], pairs: int) -> tuple[float, float]:
+    """The mean ratio of times of `pairs` alternating pairs of runs, the first kind's to the second's, and its standard
+    deviation."""
+    first, second = kinds
     ratios = []
     for _ in range(pairs):
-        one, other = synchronous(), overlapped()
+        one, other = kinds[first](), kinds[second]()
         ratios.append(one / other)
-        print(f"a batch: one after another {one:.2f} s, in overlap {other:.2f} s, ratio {one / other:.2f}", flush=True)
+        print(f"a batch: {first} {one:.2f} s, {second} {other:.2f} s, ratio {one / other:.2f}", flush=True)
     return float(np.mean(ratios)), float(np.std(ratios, ddof=1)) if pairs > 1 else float("nan")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("waits", "service"))
+    parser.add_argument("what", choices=("waits", "service", "threads"))
     parser.add_argument("--pairs", type=int, default=3)
     options = parser.parse_args()
     print(machine_line())
     with tempfile.TemporaryDirectory(prefix="ddpo-") as temporary:
-        {"waits": waits, "service": service}[options.what](Path(temporary), options.pairs)
+        {"waits": waits, "service": service, "threads": threads}[options.what](Path(temporary), options.pairs)
     print(machine_line())
 
 

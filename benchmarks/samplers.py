@@ -9,11 +9,14 @@ Simulated are: the rollout, which is a wait of 8 s a trajectory; the reward, whi
 which takes each batch, writes a tiny recovery point and the batch's Parquet file, and registers them. Samplers are
 threads of up to 8 Ray actors, as 64 processes would need the memory of 64 Pythons.
 
+Each sampler's first order takes another share of the time, so that orders come in one after another from the start, as
+those of a fleet that has long been at work; together they would drift apart while we measure, and `tensors/` with them.
 Throughput is counted per sampler from its first order's end to its last one's, so that every wait of whole orders is
 in it, and nothing of the start.
 """
 
 import argparse
+import itertools
 import os
 import tempfile
 import threading
@@ -43,6 +46,7 @@ ROLLOUT_S = 8.0  # a trajectory
 STEPS = 50
 # Batches as large as the paper's; with k = 2 one order for each of 64 samplers lies open beyond those in their hands.
 PLAN = Plan(seed=0, prompts=("a cat", "a dog"), batch_size=256, order_size=4, evaluation_count=4)
+ORDER_S = ROLLOUT_S * PLAN.order_size
 MAX_STALENESS, KEEP_BATCHES = 2, 2
 PROCESSES = 8
 WAIT_S = 5.0
@@ -79,18 +83,20 @@ class Sampled:
 class Samplers:
     """Some simulated samplers in one process, a thread each."""
 
-    def run(self, buffer: ray.actor.ActorHandle, names: list[str], until: float) -> list["Sampled"]:
-        """What each of them did; an order that is begun before `until` (unix seconds) is finished."""
+    def run(self, buffer: ray.actor.ActorHandle, first_s: dict[str, float], until: float) -> list["Sampled"]:
+        """What each of them did; an order that is begun before `until` (unix seconds) is finished.
+
+        first_s: how long each one's first order takes, by its name."""
         self.table = _trajectories()
-        self.found: dict[str, Sampled] = {name: Sampled() for name in names}
-        threads = [threading.Thread(target=self._sample, args=(buffer, name, until)) for name in names]
+        self.found = {name: Sampled() for name in first_s}
+        threads = [threading.Thread(target=self._sample, args=(buffer, *each, until)) for each in first_s.items()]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        return [self.found[name] for name in names]
+        return list(self.found.values())
 
-    def _sample(self, buffer: ray.actor.ActorHandle, name: str, until: float) -> None:
+    def _sample(self, buffer: ray.actor.ActorHandle, name: str, rollout_s: float, until: float) -> None:
         found = self.found[name]
         asked = time.monotonic()
         while time.time() < until or len(found.ends) < 2:
@@ -99,7 +105,8 @@ class Samplers:
                 continue
             claim, _ = claimed
             found.claims.append(time.monotonic() - asked)
-            time.sleep(ROLLOUT_S * PLAN.order_size)
+            time.sleep(rollout_s)
+            rollout_s = ORDER_S
             done = time.monotonic()
             ids = pa.array(claim.order.trajectory_ids, pa.int64())
             assert call(buffer.add, claim.order.order_id, claim.version, self.table.set_column(0, "trajectory_id", ids))
@@ -176,9 +183,9 @@ def measure(count: int, seconds: float, folder: Path) -> Measured:
         hosts = [start(Samplers).remote() for _ in range(min(count, PROCESSES))]
         pid = ray.get(buffer.process.remote())
         working = [learner.run.remote(buffer, run_dir), reward.run.remote(buffer)]
-        names = [f"sampler-{index}" for index in range(count)]
+        first_s = [(f"sampler-{index}", ORDER_S * (index + 1) / count) for index in range(count)]
         until = time.time() + seconds
-        runs = [host.run.remote(buffer, names[i :: len(hosts)], until) for i, host in enumerate(hosts)]
+        runs = [host.run.remote(buffer, dict(first_s[i :: len(hosts)]), until) for i, host in enumerate(hosts)]
         samples = _watch(buffer, pid, run_dir, runs, working)
         sampled = [sampler for host in ray.get(runs) for sampler in host]
         for actor in (buffer, learner, reward, *hosts):
@@ -210,7 +217,7 @@ def _watch(
         if time.monotonic() >= next_sample:
             used = (store - ray.available_resources().get("object_store_memory", store)) / MIB
             tensors = disk_use(run_dir / "tensors")
-            rest = disk_use(run_dir) - tensors
+            rest = sum(disk_use(folder) for folder in run_dir.iterdir() if folder.name != "tensors")
             samples.append((time.monotonic(), cpu_seconds(pid), own_memory(pid), used, tensors, rest))
             next_sample += 1.0
     return np.array(samples)
@@ -252,7 +259,8 @@ def report(count: int, found: Measured, linear: float) -> None:
 
 
 def report_growth(samples: np.ndarray) -> None:
-    """Slopes over whole periods of retention, from one dropped batch to the next."""
+    """Slopes over whole periods of retention, from one dropped batch to the next, and the range of the periods' lowest
+    values: what is never let go of raises these."""
     minutes, tensors = samples[:, 0] / 60, samples[:, 4]
     drops = np.flatnonzero(np.diff(tensors) < -PLAN.batch_size) + 1  # a batch has some 4 MiB a trajectory
     if len(drops) < 4:
@@ -263,7 +271,9 @@ def report_growth(samples: np.ndarray) -> None:
         values = samples[:, column]
         slope, error = growth(minutes, values, drops)
         mean = values[drops[0] : drops[-1]].mean()
-        print(f"  {name:22s} mean {mean:9.2f} MiB, slope {slope:+9.3f} ± {error:.3f} MiB a minute")
+        lows = [values[start:end].min() for start, end in itertools.pairwise(drops)]
+        lowest = f"lowest of a period {min(lows):.2f} to {max(lows):.2f}"
+        print(f"  {name:22s} mean {mean:9.2f} MiB, slope {slope:+9.3f} ± {error:.3f} MiB a minute; {lowest}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
+T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent
 FAULTS = Path(__file__).resolve().parent / "faults"
 TIMEOUT_S = 240.0
@@ -122,11 +124,14 @@ def launch(*arguments: str, cwd: Path, delays: str = "") -> subprocess.Completed
         return subprocess.CompletedProcess(run.process.args, run.process.returncode, output, errors)
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
+def wait_for(what: str, look: Callable[[], T | None], run: Launched | None = None) -> T:
+    """What `look` gives as soon as it gives something true; with a `run`, as long as that goes on."""
     deadline = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < deadline, "it never came to be"
-        time.sleep(0.05)
+    while not (found := look()):
+        assert time.monotonic() < deadline, f"there was never {what}"
+        assert run is None or run.process.poll() is None, f"the run ended before there was {what}"
+        time.sleep(0.1)
+    return found
 
 
 def wait_for_ray_to_end(temp: Path) -> None:

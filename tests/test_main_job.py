@@ -156,7 +156,7 @@ def test_a_head_lost_with_its_disk_is_followed_by_one_that_goes_on_from_the_mirr
     run_dir, mirror = tmp_path / "runs" / "run", tmp_path / "mirror" / "run"
     with launched(*command, cwd=tmp_path, fault="learner.update:Updater._optimizer_step:8") as run:
         run.wait_for_fault()
-        wait_for(lambda: any(mirror.glob("*/head-*.json")))
+        wait_for("a claim of the mirror", lambda: any(mirror.glob("*/head-*.json")))
         run.kill()
     shutil.rmtree(run_dir)
     done = launch(*command, cwd=tmp_path)

@@ -85,7 +85,7 @@ def test_an_actor_that_was_still_loading_died_with_its_node(cluster: Cluster, tm
     doomed = cluster.add_node(num_cpus=1, resources={"doomed": 1}, object_store_memory=100_000_000)
     start: Any = ray.remote(resources={"doomed": 1})
     actor = start(Loading).remote(tmp_path / "begun")
-    wait_for((tmp_path / "begun").exists)
+    wait_for("an actor that loads", (tmp_path / "begun").exists)
     cluster.remove_node(doomed, allow_graceful=False)
     with pytest.raises(RayActorError) as death:
         ray.get(actor.__ray_ready__.remote(), timeout=60)

@@ -156,7 +156,7 @@ def test_the_advice_names_the_slow_reward_and_what_a_second_actor_gives(model: P
     sentence = "the bottleneck is reward mine: raise rewards.mine.count from 1 to 2 for"
     assert sentence in printed
     assert sentence in (tmp_path / "runs" / "before" / "report.html").read_text()
-    assert before["waiting/rewards.mine"] < 0.1 < before["waiting/samplers"]
+    assert before["waiting/rewards.mine"] < 0.1 < 0.5 < before["waiting/samplers"]
     (sitting,) = json.loads((tmp_path / "runs" / "before" / "run.json").read_text())["sittings"].values()
     waits = {what: spent for what, spent in sitting["seconds"]["sampler-0"].items() if what.startswith("waiting")}
     assert max(waits, key=lambda what: waits[what]) == "waiting for orders: scores of mine"
@@ -165,4 +165,4 @@ def test_the_advice_names_the_slow_reward_and_what_a_second_actor_gives(model: P
         f"{before['throughput/now']:.2f}, expected {before['throughput/expected']:.2f}, {after['throughput/now']:.2f}"
     )
     assert before["throughput/expected"] == pytest.approx(after["throughput/now"], rel=0.15)
-    assert after["throughput/now"] > 1.2 * before["throughput/now"]
+    assert after["throughput/now"] > 1.5 * before["throughput/now"]

@@ -4,8 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ import pytest
 from buffer.journal import read_counted
 from conf.load import from_file
 from tests.pipelines import tiny_pipeline
-from tests.running import ROOT, TIMEOUT_S, Launched, launched
+from tests.running import ROOT, TIMEOUT_S, Launched, launched, wait_for
 from tests.test_main_job import assert_same_run, small, trajectories
 
 
@@ -48,13 +47,6 @@ def scale(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT_S)
 
 
-def wait_for(run: Launched, condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < deadline and run.process.poll() is None
-        time.sleep(0.2)
-
-
 def test_counts_change_while_the_run_goes_on(model: Path, tmp_path: Path) -> None:
     """From one sampler to three, back to one in the middle of their orders, and to two: who comes back gets work."""
     folder = tmp_path / "runs" / "run"
@@ -65,9 +57,9 @@ def test_counts_change_while_the_run_goes_on(model: Path, tmp_path: Path) -> Non
             done = scale(tmp_path, *words)
             assert done.returncode == 0, done.stderr
             assert words[0].split("=")[0] in done.stdout
-            wait_for(run, lambda count=int(words[0][-1]): len(run.actors("SamplerActor")) == count)  # type: ignore[misc]
+            wait_for(words[0], partial(count_is, int(words[0][-1]), run), run)
         assert scale(tmp_path, "samplers.count=2").returncode == 0
-        wait_for(run, lambda: "sampler-1.1" in workers(folder))
+        wait_for("work for the second sampler-1", lambda: "sampler-1.1" in workers(folder), run)
         run.process.send_signal(signal.SIGINT)
         output = finish(run)
     assert "samplers.count 3 -> 1" in output and "died" not in output
@@ -77,6 +69,10 @@ def test_counts_change_while_the_run_goes_on(model: Path, tmp_path: Path) -> Non
     assert [row["trajectory_id"] for row in rows] == list(range(len(rows))) and rows
     late = scale(tmp_path, "samplers.count=1")
     assert late.returncode == 2 and "no driver works on" in late.stderr
+
+
+def count_is(count: int, run: Launched) -> bool:
+    return len(run.actors("SamplerActor")) == count
 
 
 def workers(folder: Path) -> set[str]:

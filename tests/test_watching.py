@@ -9,11 +9,10 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 import yaml
@@ -22,9 +21,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from actors.gauges import metric_of
 from monitoring.board import BOARD, Query, Series, ask, panels
 from tests.pipelines import tiny_pipeline
-from tests.running import ROOT, SMALL, TIMEOUT_S, Launched, launched
+from tests.running import ROOT, SMALL, Launched, launched, wait_for
 
-T = TypeVar("T")
 Samples = dict[str, list[tuple[dict[str, str], float]]]  # labels and value by metric
 
 # What DESIGN.md wants to be seen: reward, its parts and spread, age, log-prob gap, clip fraction, KL to the base,
@@ -49,15 +47,6 @@ def on_the_board() -> set[str]:
     """The metrics that the dashboard's queries name."""
     queries = [query.expr for row in panels(".*").values() for panel in row for query in panel.queries]
     return set(re.findall(r"\bray_ddpo_\w+", " ".join(queries)))
-
-
-def wait_for(what: str, look: Callable[[], T | None]) -> T:
-    """What `look` gives as soon as it gives something true."""
-    deadline = time.monotonic() + TIMEOUT_S
-    while not (found := look()):
-        assert time.monotonic() < deadline, f"there was never {what}"
-        time.sleep(0.5)
-    return found
 
 
 @pytest.fixture
