@@ -12,19 +12,20 @@ from types import FrameType
 
 from actors.cluster import cluster
 from actors.driver import Driver, rules
-from buffer.errors import RunStopped
+from buffer.errors import RunStopped, full_disk_stops_the_run
 from buffer.mirror import Mirror
 from buffer.mirroring import Mirroring
 from buffer.orders import Plan
 from conf.errors import UserError
 from conf.load import help_text, load
 from conf.prompts import resolve_prompts
-from conf.resume import RunLock, check_resume, save_config
+from conf.resume import RunLock, check_resume, check_same, save_config
 from conf.scale import ask
 from conf.schema import Config
 from conf.validate import cluster_fits, effective_gpus, validate
+from evaluation.record import read_record, record_end
 from evaluation.report import write_report
-from evaluation.summary import Comparison, compare, read_evaluations
+from evaluation.summary import Comparison, compare
 from monitoring.display import Display
 from policy.source import check_model
 from policy.stable_diffusion import check_schedule, image_size
@@ -48,18 +49,17 @@ def main(arguments: list[str]) -> int:
         with RunLock(run_dir):
             check_resume(run_dir, config, prompts)
             mirror = Mirror.at(config.run.mirror, run_dir) if config.run.mirror is not None else None
-            if mirror and mirror.prepare(lambda restored: check_resume(restored, config, prompts)):
+            if mirror and mirror.prepare(lambda restored: check_same(restored, config, prompts)):
                 print(f"{run_dir} was restored from the mirror {config.run.mirror}")
             mirroring = Mirroring(mirror, rules(config).served)
-            if config.run.batches in read_evaluations(run_dir):  # the last thing that a run does
-                with mirroring:
-                    mirroring.start()
-                    mirroring.finish()
-                print(f"{run_dir} is finished, all {config.run.batches} batches are trained: see {run_dir}/report.html")
-                print(f"To train on, give the same command with run.batches={2 * config.run.batches}")
-                return 0
-            with mirroring:
-                train(config, prompts, run_dir, mirroring)
+            with mirroring, full_disk_stops_the_run(run_dir):
+                if read_record(run_dir).get("finished") != config.run.batches:
+                    train(config, prompts, run_dir, mirroring)
+                    return 0
+                mirroring.start()
+                mirroring.finish()
+            print(f"{run_dir} is finished, all {config.run.batches} batches are trained: see {run_dir}/report.html")
+            print(f"To train on, give the same command with run.batches={2 * config.run.batches}")
     except (UserError, RunStopped) as reason:
         print(f"launch.py: {reason}", file=sys.stderr)
         return 2
@@ -74,13 +74,13 @@ def train(config: Config, prompts: list[str], run_dir: Path, mirroring: Mirrorin
     sizes = config.buffer
     plan = Plan(config.run.seed, tuple(prompts), sizes.batch_size, sizes.order_size, config.evaluation.count)
     with cluster(config) as resources, Display(run_dir.name, config.run.batches) as display:
-        ctrl_c = CtrlC()  # after Ray has set its own
         fitted, remarks = effective_gpus(config, resources)
         cluster_fits(fitted, resources)
         for remark in remarks:
             display.say(remark)
         with Driver(fitted, run_dir, plan, mirroring) as driver:
-            driver.try_rewards(image_size(config.model))
+            driver.try_rewards(image_size(config.model), display.say)
+            ctrl_c = CtrlC()  # until here, there is nothing to finish first
             save_config(run_dir, config, prompts)
             mirroring.start()
             driver.start()
@@ -97,6 +97,8 @@ def train(config: Config, prompts: list[str], run_dir: Path, mirroring: Mirrorin
             driver.record(news)
             folder = driver.save_lora()
     report = write_report(run_dir)
+    if news.finished:
+        record_end(run_dir, config.run.batches)
     mirroring.finish()
     if news.finished:
         print(in_words(compare(run_dir)))

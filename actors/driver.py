@@ -23,11 +23,11 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from actors.buffer_actor import BufferActor, News
 from actors.calls import call
-from actors.fleet import Fleet, Place
+from actors.fleet import ROOM_S, Fleet, Place, why_it_died
 from actors.gauges import Gauges
 from actors.learner_actor import LearnerActor
 from actors.placement import Options, beside_the_driver, room_for_ranks
@@ -40,6 +40,7 @@ from buffer.orders import Plan, Sizes, Version
 from buffer.rules import Rules
 from conf import scale
 from conf.errors import UserError
+from conf.load import from_file
 from conf.resume import save_config
 from conf.schema import Combine, Config
 from evaluation.grids import captions_of, save_grid
@@ -91,19 +92,31 @@ class Driver:
         if hasattr(self, "log"):
             self.log.close()
 
-    def try_rewards(self, image_size: tuple[int, int]) -> None:
-        """Starts an actor of each reward and tries it on two pictures. Raises UserError for one that is no good."""
+    def try_rewards(self, image_size: tuple[int, int], say: Callable[[str], None]) -> None:
+        """Starts an actor of each reward and tries it on two pictures, and says so where one takes long. Raises
+        UserError for one that is no good."""
         for name in self.config.rewards:
             (self.rewards[f"reward-{name}-0"],) = self._reward(name)(f"reward-{name}-0.0")
         prompts = list(self.plan.prompts)
-        trials: list[Any] = [actor.prepare.remote(prompts, image_size) for actor in self.rewards.values()]
-        for place, trial in zip(self.rewards, trials, strict=True):
-            try:
-                problem = ray.get(trial)
-            except RayActorError as error:
-                raise UserError(f"{place} died while it was tried: {_first_line(error)}") from error
-            if problem:
-                raise UserError(problem)
+        trials: dict[Any, str] = {
+            actor.prepare.remote(prompts, image_size): place for place, actor in self.rewards.items()
+        }
+        while trials:
+            tried, _ = ray.wait(list(trials), timeout=ROOM_S)
+            if not tried:
+                say(f"{', '.join(trials.values())}: still loading, or without room in the cluster; Ctrl-C ends the run")
+            for trial in tried:
+                self._hear(trials.pop(trial), trial)
+
+    def _hear(self, place: str, trial: ray.ObjectRef) -> None:
+        try:
+            problem: str | None = ray.get(trial)
+        except RayTaskError:
+            raise  # not a reward's fault: what a reward raises is a problem in words
+        except RayError as error:
+            raise UserError(f"{place} died while it was tried: {why_it_died(error)}") from error
+        if problem:
+            raise UserError(problem)
 
     def start(self) -> None:
         """Starts the buffer and the workers. Raises UserError when the run folder's journal is no good."""
@@ -157,7 +170,8 @@ class Driver:
         """`launch.py --scale`: the counts become the run's own, and who asked sees the request go."""
         self.fleet.notes.append(scale.in_words(self.config, layer))
         self.scale(scale.scaled(self.config, layer))
-        save_config(self.run_dir, self.config, list(self.plan.prompts))
+        saved = scale.scaled(from_file(self.run_dir / "config.yaml"), layer)  # not what was fitted to this cluster
+        save_config(self.run_dir, saved, list(self.plan.prompts))
         (self.run_dir / scale.REQUEST).unlink(missing_ok=True)
 
     @_stops_without_a_buffer()
@@ -310,10 +324,6 @@ def combination(config: Config) -> Combination:
 def _waiting_share(seconds: dict[str, float]) -> float:
     waiting = sum(spent for occupation, spent in seconds.items() if occupation.startswith("waiting"))
     return waiting / (sum(seconds.values()) or 1.0)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0]
 
 
 def _last_line(error: BaseException) -> str:

@@ -55,7 +55,8 @@ class Place:
 
     @property
     def worker(self) -> str:
-        """The worker's own name, never used twice: what the buffer hears of a dead one must not touch the next."""
+        """The worker's own name, never used twice by one driver: what the buffer hears of a dead one must not touch
+        the next."""
         return f"{self.name}.{self.incarnation}"
 
     @property
@@ -153,7 +154,7 @@ class Fleet:
                 rank = place.running.index(reference)
                 place.running[rank] = place.actors[rank].__ray_ready__.remote()
                 place.silent_since = place.silent_since or time.monotonic()
-            except RayActorError as error:
+            except RayError as error:  # of an actor, or one that Ray has for a kind of death, such as OutOfMemoryError
                 place.silent_since = None
                 causes.insert(0, why_it_died(error))
         if place.silent_since and time.monotonic() - place.silent_since > SILENCE_S:
@@ -187,8 +188,11 @@ class Fleet:
         place.restart_at = time.monotonic() + place.delay_s
 
 
-def why_it_died(error: RayActorError) -> str:
+def why_it_died(error: RayError) -> str:
     """What Ray knows of a death: after a general line, and names and numbers that begin with a tab, its cause, and
-    perhaps that the actor had never run. Example: "The actor died because its node has died"."""
+    perhaps that the actor had never run. Example: "The actor died because its node has died". An error for one kind of
+    death says it in its first line, and then gives advice."""
+    if not isinstance(error, RayActorError):
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
     lines = [line for line in str(error).strip().splitlines() if line and not line.startswith(("\t", NEVER_RAN))]
     return lines[-1].split(". ")[0].rstrip(".")

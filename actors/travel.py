@@ -16,23 +16,32 @@ IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # the variable that Ray sets where `ra
 def travelling(config: Config) -> dict[str, Any]:
     """The runtime_env that brings code to other hosts: the checkout, in which actors then work, and of the user's own
     reward modules those that the settings name, from the folder where the user stands."""
-    excludes, run_dir = list(NOT_SHIPPED), Path(config.run.dir).absolute()
-    if run_dir.is_relative_to(ROOT) and run_dir != ROOT:
-        excludes.append(f"/{run_dir.relative_to(ROOT)}")
     names = {reward.path.split(":")[0].split(".")[0] for reward in config.rewards.values() if ":" in reward.path}
     beside = [path for name in sorted(names) for path in (Path.cwd() / name, Path.cwd() / f"{name}.py")]
     modules = [str(path) for path in beside if path.exists() and path.parent != ROOT]
-    return {"working_dir": str(ROOT), "excludes": excludes} | ({"py_modules": modules} if modules else {})
+    return {"working_dir": str(ROOT), "excludes": _excludes(config)} | ({"py_modules": modules} if modules else {})
+
+
+def _excludes(config: Config) -> list[str]:
+    """Patterns as in .gitignore."""
+    run_dir = Path(config.run.dir).absolute()
+    inside = run_dir.is_relative_to(ROOT) and run_dir != ROOT
+    return [*NOT_SHIPPED, *([f"/{run_dir.relative_to(ROOT)}"] if inside else [])]
 
 
 def check_places(config: Config) -> None:
     """Raises UserError for a relative path that means something here and nothing on another host."""
+    left_out = [ROOT / pattern[1:] for pattern in _excludes(config) if pattern.startswith("/")]
     paths = {"model.path": config.model.path, "model.lora.init_from": config.model.lora.init_from}
     for key, value in paths.items():
-        if value and not Path(value).is_absolute() and Path(value).exists() and Path.cwd() != ROOT:
+        if not value or Path(value).is_absolute() or not Path(value).exists():
+            continue
+        stay = [Path.cwd()] if Path.cwd() != ROOT else left_out
+        here = [folder for folder in stay if Path(value).absolute().is_relative_to(folder)]
+        if here:
             raise UserError(
-                f"{key}={value} lies in {Path.cwd()}, which other hosts do not have: give an absolute path that all "
-                "hosts see, a hub id, or start from the checkout"
+                f"{key}={value} lies in {here[0]}, which other hosts do not have: give an absolute path that all hosts "
+                "see, a hub id, or start from the checkout with a folder that travels with it (docs/cluster.md)"
             )
     job = json.loads(os.environ.get(IN_A_JOB, "{}"))
     if (job.get("runtime_env") or {}).get("working_dir") and not Path(config.run.dir).is_absolute():

@@ -321,12 +321,12 @@ class TrajectoryBuffer:
             raise RunStopped(self.stop)
 
     def _check_identity(self, history: list[Record]) -> None:
-        ours = self.plan.identity()
+        theirs = ours = self.plan.identity()
         for record in history:
-            if record["kind"] == "opened" and record["plan"] != ours:
-                others = ", ".join(
-                    f"{k} {record['plan'][k]} (now {ours[k]})" for k in ours if record["plan"][k] != ours[k]
-                )
+            if record["kind"] == "opened":
+                theirs = record["plan"]
+            elif record["kind"] in ("trained", "restored") and theirs != ours:  # before version 0 nothing is made of it
+                others = ", ".join(f"{k} {theirs[k]} (now {ours[k]})" for k in ours if theirs[k] != ours[k])
                 raise UserError(
                     f"The run in {self.run_dir} was begun with another plan: {others}; go on with what it was begun "
                     "with, or start another run under another run.name."

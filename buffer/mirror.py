@@ -37,6 +37,7 @@ from buffer.remote import ERRORS, Remote, first_line
 from buffer.state import Record, State, fold, restored_record
 from buffer.store import digest_of
 from conf.errors import UserError
+from conf.resume import UNFINISHED
 
 # Besides what the state names: what a person expects in a run folder, and metrics that lead up to the HEAD.
 SETTINGS = ("config.yaml", "prompts.txt")
@@ -121,7 +122,8 @@ class Mirror:
         with full_disk_stops_the_run(folder):
             begin(folder / "journal", head.epoch + 1, (opened | {"time": time.time()}, head.state))
             self.epochs.save(folder)
-            (self.run_dir / "prompts.txt").unlink(missing_ok=True)  # what a start may leave that never began
+            for name in UNFINISHED:
+                (self.run_dir / name).unlink(missing_ok=True)
             folder.rename(self.run_dir)
             sync_folder(self.run_dir.parent)
 

@@ -33,6 +33,10 @@ MAY_CHANGE = re.compile(
 )
 
 
+# What a start leaves in a new run folder that ended before config.yaml was there.
+UNFINISHED = ("prompts.txt", ".prompts.txt.partial", ".config.yaml.partial")
+
+
 def save_config(run_dir: Path, config: Config, prompts: list[str]) -> None:
     """Writes the resolved settings and prompts into the run folder; config.yaml, the last, is there whole or not."""
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -42,13 +46,19 @@ def save_config(run_dir: Path, config: Config, prompts: list[str]) -> None:
 
 def check_resume(run_dir: Path, config: Config, prompts: list[str]) -> None:
     """Raises UserError if `run_dir` holds a run that other settings or prompts began. Changes nothing."""
-    saved_config, saved_prompts = run_dir / "config.yaml", run_dir / "prompts.txt"
-    if not saved_config.exists():
-        # prompts.txt alone is what a start leaves that ended between the two files.
-        foreign = next((p for p in run_dir.iterdir() if p.name != "prompts.txt"), None) if run_dir.is_dir() else None
+    if not (run_dir / "config.yaml").exists():
+        foreign = next((p for p in run_dir.iterdir() if p.name not in UNFINISHED), None) if run_dir.is_dir() else None
         if foreign is not None or (run_dir.exists() and not run_dir.is_dir()):
             raise UserError(f"{run_dir} exists and is not a run (no config.yaml in it): choose another run.name")
         return
+    if any((run_dir / "checkpoints").glob("v*")):
+        check_same(run_dir, config, prompts)
+    # Otherwise it ended before version 0, say of a wrong model.lora.targets, and nothing was made with its settings.
+
+
+def check_same(run_dir: Path, config: Config, prompts: list[str]) -> None:
+    """Raises UserError if the settings or prompts saved in `run_dir` are others than these."""
+    saved_config, saved_prompts = run_dir / "config.yaml", run_dir / "prompts.txt"
     saved = from_file(saved_config)
     differences = changed_settings(saved, config)
     if not saved_prompts.is_file():

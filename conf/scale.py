@@ -14,7 +14,7 @@ from conf.errors import UserError
 from conf.load import from_file, merge, parse_overrides, read_yaml, to_config
 from conf.resume import RunLock, flatten, write_atomically
 from conf.schema import Config
-from conf.validate import validate
+from conf.validate import check_ranges
 
 REQUEST = "scale.yaml"
 PATIENCE_S = 60.0  # of who asks; a driver looks every second
@@ -26,12 +26,13 @@ def ask(run_dir: Path, words: list[str]) -> str:
 
     Raises UserError for anything but counts of samplers and rewards, and where no driver works on the run.
     """
+    run_dir = run_dir.resolve()  # "." has no name, by which the lock is found
     if not (run_dir / "config.yaml").is_file():
         raise UserError(f"{run_dir} is not a run (no config.yaml in it): give the run's folder, such as runs/mine")
     if not words:
         raise UserError(f"--scale {run_dir} asks for nothing: give counts, such as samplers.count=4")
     config, layer = from_file(run_dir / "config.yaml"), parse_overrides(words)
-    validate(scaled(config, layer))
+    check_ranges(scaled(config, layer))
     if not RunLock(run_dir).is_held():
         raise UserError(f"no driver works on {run_dir}: give the counts with the command that goes on with it")
     write_atomically(run_dir / REQUEST, OmegaConf.to_yaml(layer))

@@ -97,7 +97,7 @@ class BufferConfig:
 
 @dataclass
 class WorkerConfig:
-    count: int = 1  # actors; the data are the same however many
+    count: int = 1  # actors; at buffer.max_staleness=0 the data are the same however many
     num_cpus: float = 1.0  # of one actor, by which Ray places it
     num_gpus: float = 1.0  # of one actor; taken as 0, and said so, on a cluster without GPUs
     threads: int = 1  # torch threads of one actor; last bits of results depend on it

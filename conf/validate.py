@@ -76,7 +76,7 @@ TAKEN_COLUMNS = frozenset(
 
 def validate(config: Config) -> None:
     """Raises UserError at the first thing that cannot be. Reads no file but that of the prompts."""
-    _check_ranges(config)
+    check_ranges(config)
     _check_names(config)
     _check_sizes(config)
     _check_rewards(config)
@@ -115,7 +115,8 @@ def effective_gpus(config: Config, resources: dict[str, float]) -> tuple[Config,
     return without, [f"no GPU in this cluster: {', '.join(asking)} taken as 0, everything runs on CPUs"]
 
 
-def _check_ranges(config: Config) -> None:
+def check_ranges(config: Config) -> None:
+    """Raises UserError for a number that no run could have."""
     for key, value in flatten(dataclasses.asdict(config)).items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{key}={value} must be a finite number")

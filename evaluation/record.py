@@ -1,6 +1,7 @@
 """run.json: what only the driver knows of a run, one entry a sitting (from a start of the driver to its end).
 
-{"sittings": {"1": {"started": unix seconds, "ended": unix seconds, "machine": {...}, "restarts": 0,
+{"finished": 120,  # batches of which LoRA and report are written; absent before the first end
+ "sittings": {"1": {"started": unix seconds, "ended": unix seconds, "machine": {...}, "restarts": 0,
                     "seconds": {"sampler-0": {"rolling out": 81.2, "waiting for orders: the learner": 3.1}, ...},
                     "advice": "the bottleneck is the learner: raise ..."}, ...}}
 """
@@ -39,6 +40,11 @@ def record_sitting(
         "advice": advice,
     }
     write_atomically(run_dir / NAME, json.dumps(record, indent=1))
+
+
+def record_end(run_dir: Path, batches: int) -> None:
+    """Writes that the run has reached its end, with all that it leaves."""
+    write_atomically(run_dir / NAME, json.dumps(read_record(run_dir) | {"finished": batches}, indent=1))
 
 
 def read_record(run_dir: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ draws the run `mine` from its first scrape in the last day to its last.
 import html
 import sys
 import time
+import urllib.error
 from pathlib import Path
 
 from evaluation.svg import Curve, chart
@@ -59,4 +60,7 @@ def drawn(panel: Panel, prometheus: str, start: float, end: float) -> str:
 if __name__ == "__main__":
     if len(sys.argv) != 4:
         raise SystemExit("usage: python -m monitoring.board_picture PROMETHEUS_URL RUN FILE.html")
-    Path(sys.argv[3]).write_text(page(sys.argv[1], sys.argv[2]))
+    try:
+        Path(sys.argv[3]).write_text(page(sys.argv[1], sys.argv[2]))
+    except urllib.error.URLError as error:
+        raise SystemExit(f"no Prometheus answers at {sys.argv[1]} ({error.reason})") from error

@@ -119,6 +119,17 @@ def test_what_only_the_cluster_shows(more: list[str], says: str, inside: Path, t
     assert_one_sentence(refused.returncode, refused.stdout, refused.stderr, says)
 
 
+def test_a_corrected_command_runs_where_nothing_was_made_yet(inside: Path, tmp_path: Path) -> None:
+    here = ["run.name=new", f"run.dir={tmp_path}", "run.batches=1"]
+    refused = run_launch(*command(*here, "run.seed=1", "model.lora.targets=[to_nothing]"), cwd=inside)
+    assert_one_sentence(refused.returncode, refused.stdout, refused.stderr, "to_nothing")
+    for _ in range(2):
+        done = run_launch(*command(*here), cwd=inside)
+        assert done.returncode == 0, done.stderr
+    refused = run_launch(*command(*here, "run.seed=1"), cwd=inside)
+    assert_one_sentence(refused.returncode, refused.stdout, refused.stderr, "run.seed: 0 -> 1")
+
+
 @pytest.mark.parametrize("file", ["pytorch_lora_weights.safetensors", "optimizer.safetensors", "state.json"])
 def test_a_corrupt_recovery_point(file: str, inside: Path, tmp_path: Path) -> None:
     shutil.copytree(inside / "runs" / "done", tmp_path / "done")

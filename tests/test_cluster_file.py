@@ -10,7 +10,7 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from actors.cluster import cluster
-from actors.travel import travelling
+from actors.travel import check_places, travelling
 from conf.errors import UserError
 from conf.load import load
 from tests.cluster.lab import local_file
@@ -87,6 +87,13 @@ def test_a_path_that_other_hosts_cannot_see_is_refused(tmp_path: Path, monkeypat
     config = load(["compressibility", "model.path=model", "ray.address=auto"])
     with pytest.raises(UserError, match=r"model\.path=model lies in"), cluster(config):
         pass
+
+
+def test_a_path_in_a_folder_that_does_not_travel_is_refused(in_the_checkout: None) -> None:
+    config = load(["compressibility", "model.lora.init_from=tests/faults", "ray.address=auto"])
+    with pytest.raises(UserError, match=rf"model\.lora\.init_from=tests/faults lies in {ROOT}/tests"):
+        check_places(config)
+    check_places(load(["compressibility", "ray.address=auto"]))  # Emoji World travels
 
 
 def test_a_job_names_its_cluster_and_a_run_folder_that_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

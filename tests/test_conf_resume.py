@@ -30,6 +30,7 @@ BASE = [
 def run_dir(tmp_path: Path) -> Path:
     config = load(BASE)
     save_config(tmp_path / "run", config, resolve_prompts(config.prompts))
+    (tmp_path / "run" / "checkpoints" / "v00000.1").mkdir(parents=True)
     return tmp_path / "run"
 
 
@@ -129,7 +130,10 @@ def test_a_new_run_and_one_that_ended_while_it_was_saved_begin(tmp_path: Path) -
     again(tmp_path / "new")
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "prompts.txt").write_text("a cat\n")
+    (tmp_path / "half" / ".config.yaml.partial").touch()
     again(tmp_path / "half")
+    save_config(tmp_path / "early", load(BASE), ["a cat", "a dog"])
+    again(tmp_path / "early", "learner.lr=1e-4")  # nothing was made with the old one
 
 
 def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path) -> None:

@@ -35,6 +35,16 @@ def test_what_is_refused_leaves_no_request(run_dir: Path, words: list[str], sent
     assert scale.requested(run_dir) is None
 
 
+def test_the_folder_where_one_stands(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run_dir)
+    with pytest.raises(UserError, match=f"no driver works on {run_dir}"):
+        scale.ask(Path(), ["samplers.count=2"])
+    with RunLock(run_dir):
+        monkeypatch.setattr(scale, "PATIENCE_S", 0.0)
+        with pytest.raises(UserError, match="has not answered"):
+            scale.ask(Path(), ["samplers.count=2"])
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a run"):
         scale.ask(tmp_path, ["samplers.count=2"])

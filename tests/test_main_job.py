@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from buffer.schema import tensors_of
 from evaluation import judge
 from evaluation.run_files import read_metrics
+from policy import lora
 from tests.pipelines import sd15_layout, tiny_pipeline
 from tests.running import ROOT, SMALL, TIMEOUT_S, launch, launched, wait_for
 
@@ -188,20 +189,36 @@ def test_ctrl_c_stops_with_a_recovery_point_and_the_same_command_goes_on(
     assert_same_run(undisturbed, tmp_path / "runs" / "run")
 
 
+@pytest.mark.parametrize("whose", ["buffer", "driver"])
 def test_a_full_disk_stops_the_run_which_goes_on_when_there_is_space(
-    model: Path, undisturbed: Path, tmp_path: Path
+    whose: str, model: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
-    """The system lets the buffer write no file beyond 1,000 bytes, which is what a full disk or quota does to it."""
+    """The system lets one process write no file beyond 1,000 bytes, which is what a full disk or quota does to it."""
     command = small(model, "run", "run.batches=6")
     with launched(*command, cwd=tmp_path) as run:
         run.wait_for_line("batch 2/")
-        resource.prlimit(run.actor("BufferActor"), resource.RLIMIT_FSIZE, (1000, 1000))
+        process = run.actor("BufferActor") if whose == "buffer" else run.process.pid
+        resource.prlimit(process, resource.RLIMIT_FSIZE, (1000, 1000))
         output, errors = run.process.communicate(timeout=TIMEOUT_S)
     assert run.process.returncode == 2, (output, errors)
     assert "is full" in errors and "free some space" in errors and "Traceback" not in errors + output
     done = launch(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert_same_run(undisturbed, tmp_path / "runs" / "run")
+
+
+def test_a_run_killed_before_its_report_is_not_finished_yet(model: Path, tmp_path: Path) -> None:
+    """All batches are trained and evaluated; the same command writes what is missing."""
+    command, run_dir = small(model, "run", "run.batches=1"), tmp_path / "runs" / "run"
+    with launched(*command, cwd=tmp_path, fault="evaluation.report:write_report:1") as run:
+        run.wait_for_fault()
+        run.kill()
+    shutil.rmtree(run_dir / "lora")
+    assert not (run_dir / "report.html").exists()
+    for says in ("finished: over", "is finished, all 1 batches"):
+        done = launch(*command, cwd=tmp_path)
+        assert done.returncode == 0 and says in done.stdout, done.stdout + done.stderr
+        assert (run_dir / "report.html").exists() and (run_dir / "lora" / lora.WEIGHT_NAME).exists()
 
 
 def test_plain_diffusers_reproduces_an_evaluation_picture(undisturbed: Path, model: Path) -> None:

@@ -12,9 +12,12 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.exceptions import RayActorError
 
-from actors.fleet import NODE_DIED, why_it_died
+from actors.buffer_actor import BufferActor
+from actors.fleet import NODE_DIED, Fleet, Place, why_it_died
 from actors.placement import beside_the_driver, node_lives, node_of, room_for_ranks
+from buffer.combination import Combination
 from conf.schema import LearnerConfig
+from tests.buffer_toy import PLAN
 from tests.running import wait_for
 
 
@@ -27,6 +30,11 @@ class Loading:
 
     def __init__(self, begun: Path) -> None:
         begun.touch()
+        time.sleep(3600)
+
+
+class Working:
+    def run(self, buffer: ray.actor.ActorHandle) -> None:
         time.sleep(3600)
 
 
@@ -90,3 +98,35 @@ def test_an_actor_that_was_still_loading_died_with_its_node(cluster: Cluster, tm
     with pytest.raises(RayActorError) as death:
         ray.get(actor.__ray_ready__.remote(), timeout=60)
     assert why_it_died(death.value) == NODE_DIED
+
+
+def test_who_is_killed_for_memory_is_replaced_like_any_other_dead(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a node whose memory monitor takes any use for too much."""
+    monkeypatch.setenv("RAY_memory_usage_threshold", "0.0001")
+    cluster.add_node(num_cpus=1, resources={"full": 1}, object_store_memory=100_000_000)
+    monkeypatch.undo()
+    start: Any = ray.remote(max_task_retries=0)
+    settings: dict[str, Any] = {
+        "combination": Combination({"size": 1.0}),
+        "batches": 1,
+        "max_staleness": 0,
+        "keep_batches": 1,
+        "keep_checkpoints": 1,
+        "claim_timeout_s": 60.0,
+        "lease_timeouts": {"size": 60.0},
+        "max_failed_share": 0.1,
+        "evaluate_versions": (),
+    }
+    buffer = start(BufferActor).options(**beside_the_driver()).remote(str(tmp_path / "run"), PLAN, settings)
+    fleet = Fleet(buffer)
+    fleet.add(Place("sampler-0", lambda worker: [start(Working).options(resources={"full": 1}).remote()]))
+
+    def notes() -> list[str]:
+        fleet.tend([], ["sampler-0.0"])
+        return fleet.notes
+
+    wait_for("a death", notes)
+    fleet.end()
+    assert fleet.notes[0].startswith("sampler-0.0 died (OutOfMemoryError: "), fleet.notes

@@ -135,6 +135,16 @@ def test_samplers_hardly_wait_for_a_reward_as_slow_as_the_rollout(model: Path, t
 
 
 @pytest.mark.slow
+def test_a_reward_that_loads_for_long_is_named(model: Path, tmp_path: Path) -> None:
+    words = command(model, tmp_path, "pass", "run.batches=1")
+    with (tmp_path / "my_rewards.py").open("a") as file:
+        file.write("    def __init__(self):\n        time.sleep(65)\n")
+    done = launch(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "reward-mine-0: still loading" in done.stdout
+
+
+@pytest.mark.slow
 def test_the_advice_names_the_slow_reward_and_what_a_second_actor_gives(model: Path, tmp_path: Path) -> None:
     """Scoring an order takes three times as long as rolling it out, so a batch of four takes as long as its scores. The
     throughput that the first run says to expect of a second actor is what a second run then has."""

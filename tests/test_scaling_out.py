@@ -65,6 +65,7 @@ def test_counts_change_while_the_run_goes_on(model: Path, tmp_path: Path) -> Non
     assert "samplers.count 3 -> 1" in output and "died" not in output
     config = from_file(folder / "config.yaml")
     assert (config.samplers.count, config.rewards["compressibility"].count) == (2, 2)
+    assert config.samplers.num_gpus == 1  # as it was given, though there is none here
     rows = trajectories(folder)
     assert [row["trajectory_id"] for row in rows] == list(range(len(rows))) and rows
     late = scale(tmp_path, "samplers.count=1")
