@@ -74,13 +74,14 @@ def train(config: Config, prompts: list[str], run_dir: Path, mirroring: Mirrorin
     sizes = config.buffer
     plan = Plan(config.run.seed, tuple(prompts), sizes.batch_size, sizes.order_size, config.evaluation.count)
     with cluster(config) as resources, Display(run_dir.name, config.run.batches) as display:
+        ctrl_c = CtrlC()  # after Ray has set its own
         fitted, remarks = effective_gpus(config, resources)
         cluster_fits(fitted, resources)
         for remark in remarks:
             display.say(remark)
         with Driver(fitted, run_dir, plan, mirroring) as driver:
             driver.try_rewards(image_size(config.model), display.say)
-            ctrl_c = CtrlC()  # until here, there is nothing to finish first
+            ctrl_c.only_noted = True  # until here there is no batch to finish
             save_config(run_dir, config, prompts)
             mirroring.start()
             driver.start()
@@ -119,15 +120,16 @@ def in_words(change: Comparison | None) -> str:
 
 
 class CtrlC:
-    """The first Ctrl-C or SIGTERM (a spot instance's warning) is only noted; from the second on it interrupts."""
+    """Ctrl-C or SIGTERM (a spot instance's warning) interrupts; where it says so, the first is only noted."""
 
     def __init__(self) -> None:
+        self.only_noted = False
         self.pressed = ""  # what it was
         signal.signal(signal.SIGINT, self._handle)
         signal.signal(signal.SIGTERM, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.pressed:
+        if self.pressed or not self.only_noted:
             raise KeyboardInterrupt
         self.pressed = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.pipelines import tiny_pipeline
-from tests.running import SMALL, TIMEOUT_S, launch, launched
+from tests.running import SMALL, TIMEOUT_S, launch, launched, wait_for
 
 # A reward that judges by the picture's own bytes, so that the same pictures fail whoever scores them. The trial before
 # the first rollout, which begins with a ramp from 0 to 255, always goes well.
@@ -132,6 +132,18 @@ def test_samplers_hardly_wait_for_a_reward_as_slow_as_the_rollout(model: Path, t
     print(f"the sampler waited {1 - busy / span:.1%} of {span:.1f} s")
     assert span > len(orders)  # the delays were there
     assert 1 - busy / span <= 0.05
+
+
+def test_ctrl_c_while_a_reward_loads_stops_at_once(model: Path, tmp_path: Path) -> None:
+    words, loading = command(model, tmp_path, "pass"), tmp_path / "loading"
+    with (tmp_path / "my_rewards.py").open("a") as file:
+        file.write(f"    def __init__(self):\n        Path({str(loading)!r}).touch()\n        time.sleep(600)\n")
+    with launched(*words, cwd=tmp_path) as run:
+        wait_for("a reward that loads", loading.exists, run)
+        run.process.send_signal(signal.SIGINT)
+        output, errors = run.process.communicate(timeout=60)
+    assert run.process.returncode == 130 and "stopped at once" in errors, (output, errors)
+    assert not (tmp_path / "runs" / "run").exists()
 
 
 @pytest.mark.slow
