@@ -20,6 +20,11 @@ V0 = Version(0, "weights-0")
 
 
 def buffer(run_dir: Path, plan: Plan = PLAN, **changed: Any) -> TrajectoryBuffer:
+    return TrajectoryBuffer(run_dir, plan, **buffer_settings(**changed))
+
+
+def buffer_settings(**changed: Any) -> dict[str, Any]:
+    """What a `TrajectoryBuffer`, or its actor, is given besides run folder and plan."""
     settings: dict[str, Any] = {
         "combination": Combination({"size": 1.0}),
         "batches": 3,
@@ -33,7 +38,7 @@ def buffer(run_dir: Path, plan: Plan = PLAN, **changed: Any) -> TrajectoryBuffer
     }
     settings |= changed
     settings.setdefault("lease_timeouts", dict.fromkeys(settings["combination"].weights, 10.0))
-    return TrajectoryBuffer(run_dir, plan, settings.pop("combination"), **settings)
+    return settings
 
 
 def rolled_out(order: Order, version: Version, device: str = "", shape: tuple[int, ...] = (2, 3, 3)) -> pa.Table:

@@ -15,9 +15,8 @@ from ray.exceptions import RayActorError
 from actors.buffer_actor import BufferActor
 from actors.fleet import NODE_DIED, Fleet, Place, why_it_died
 from actors.placement import beside_the_driver, node_lives, node_of, room_for_ranks
-from buffer.combination import Combination
 from conf.schema import LearnerConfig
-from tests.buffer_toy import PLAN
+from tests.buffer_toy import PLAN, buffer_settings
 from tests.running import wait_for
 
 
@@ -108,18 +107,7 @@ def test_who_is_killed_for_memory_is_replaced_like_any_other_dead(
     cluster.add_node(num_cpus=1, resources={"full": 1}, object_store_memory=100_000_000)
     monkeypatch.undo()
     start: Any = ray.remote(max_task_retries=0)
-    settings: dict[str, Any] = {
-        "combination": Combination({"size": 1.0}),
-        "batches": 1,
-        "max_staleness": 0,
-        "keep_batches": 1,
-        "keep_checkpoints": 1,
-        "claim_timeout_s": 60.0,
-        "lease_timeouts": {"size": 60.0},
-        "max_failed_share": 0.1,
-        "evaluate_versions": (),
-    }
-    buffer = start(BufferActor).options(**beside_the_driver()).remote(str(tmp_path / "run"), PLAN, settings)
+    buffer = start(BufferActor).options(**beside_the_driver()).remote(str(tmp_path / "run"), PLAN, buffer_settings())
     fleet = Fleet(buffer)
     fleet.add(Place("sampler-0", lambda worker: [start(Working).options(resources={"full": 1}).remote()]))
 
