@@ -89,7 +89,7 @@ def train(config: Config, prompts: list[str], run_dir: Path, mirroring: Mirrorin
             while True:
                 news = driver.step()
                 display.show(driver.snapshot(news))
-                if news.finished or (draining and not news.status["taken_by"]):
+                if news.finished or (news.draining and not news.status["taken_by"]):
                     break
                 if ctrl_c.pressed and not draining:
                     display.say(f"{ctrl_c.pressed}: the batch in training is finished first; once more stops at once")

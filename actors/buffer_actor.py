@@ -41,6 +41,7 @@ class News:
     overdue: list[str]  # workers to be killed, for what they hold has outlived its time-out
     status: dict[str, Any]
     seconds: dict[str, Seconds]  # of each worker, by occupation
+    draining: bool  # nothing new is handed out
 
 
 class BufferActor:
@@ -132,7 +133,7 @@ class BufferActor:
         self._change(lambda: self.buffer.evaluation_missed(version, why))
 
     async def drain(self) -> None:
-        """From now on nothing new is claimed or taken; what is under way is finished."""
+        """From now on nothing new is claimed or taken; what is under way is finished. A restart forgets it."""
         self.draining = True
 
     async def evaluation(self, version: int, pictures: int) -> tuple[pa.Table, np.ndarray | None]:
@@ -154,6 +155,7 @@ class BufferActor:
             overdue=self.buffer.overdue(),
             status=status,
             seconds=self.seconds,
+            draining=self.draining,
         )
 
     def _refused(self, worker: str) -> bool:

@@ -11,14 +11,18 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError
 
 WAIT_S = 5.0  # of one call for work; who waits longer asks again, which also tells how long it waited
-PATIENCE_S = 300.0  # a buffer that restarts elsewhere replays its journal in seconds; its node may take minutes
+PATIENCE_S = 300.0  # a buffer that restarts elsewhere replays its journal in seconds; its node or disk may take minutes
+
+
+class BufferSilent(Exception):
+    """The buffer lives, as far as anybody knows, and has not answered for PATIENCE_S seconds."""
 
 
 def call(method: Any, *args: Any) -> Any:
-    """The answer of an actor's method, asked again while the actor restarts.
+    """The answer of an actor's method, asked again while the actor restarts. Raises BufferSilent.
 
     Every call of the buffer is idempotent, so asking twice is harmless; Ray's own retries are off, because they would
     hide a death that a worker has to know of.
@@ -26,7 +30,9 @@ def call(method: Any, *args: Any) -> Any:
     deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
-            return ray.get(method.remote(*args))
+            return ray.get(method.remote(*args), timeout=max(0.0, deadline - time.monotonic()))
+        except GetTimeoutError as error:
+            raise BufferSilent(f"the buffer has not answered for {PATIENCE_S:.0f} s") from error
         except ActorUnavailableError:
             if time.monotonic() > deadline:
                 raise

@@ -6,13 +6,13 @@ import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import ray
 from ray._private import ray_constants
 from ray._private.state import state as ray_state
 
+from actors.starting import check_temp_dir, own_python, wait_for_a_worker
 from actors.travel import IN_A_JOB, ROOT, check_places, travelling
 from conf.errors import UserError
 from conf.schema import Config
@@ -31,9 +31,10 @@ def cluster(config: Config) -> Iterator[dict[str, float]]:
     if address is None and IN_A_JOB in os.environ:
         raise UserError("this is a job of a Ray cluster, and would start Ray anew on the head: give ray.address=auto")
     if address is None:
+        check_temp_dir(config.ray.temp_dir)
         _keep_to_this_host()
-        # Actors import from the checkout and from where the user stands (their own rewards).
-        paths = [str(ROOT), str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])]
+        # Not the folder where the user stands: a file types.py in it would keep Python itself from starting.
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         env_vars = {"PYTHONPATH": os.pathsep.join(paths)}
         if config.buffer.max_staleness > 0:
             # Roles that overlap share this machine's cores. By default OpenMP's threads spin while they wait for one
@@ -43,7 +44,7 @@ def cluster(config: Config) -> Iterator[dict[str, float]]:
             "address": "local",
             "include_dashboard": config.ray.dashboard,
             "_temp_dir": config.ray.temp_dir,
-            "runtime_env": {"env_vars": env_vars},
+            "runtime_env": {"env_vars": env_vars, **own_python()},
         }
     else:
         if address.startswith("ray://"):
@@ -63,9 +64,10 @@ def cluster(config: Config) -> Iterator[dict[str, float]]:
     except Exception as error:  # a bare Exception is what Ray raises when its processes do not come up in time
         reason = " ".join(str(error).split())
         if address is None:
-            raise UserError(f"Ray could not be started: {reason} Is this machine busy, or its disk full?") from error
+            raise UserError(f"Ray could not be started: {reason[:300]} Is a disk full, or the machine busy?") from error
         raise UserError(f"the cluster at ray.address={address} cannot be joined: {reason}") from error
     try:
+        wait_for_a_worker(context.address_info["session_dir"])
         if address is None and config.ray.dashboard:
             _offer_board(context.address_info["session_dir"])
             print(f"Ray's dashboard: http://{context.dashboard_url} (it asks for the token in ~/.ray/auth_token)")

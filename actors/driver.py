@@ -5,7 +5,8 @@
     a batch journaled as trained             publishes its version (puts the LoRA of its recovery point in the
                                              object store, tells the buffer) and writes its row of metrics
     a finished evaluation                    draws its grid of pictures and writes its row
-    a buffer of a new epoch                  publishes again what still matters
+    a buffer of a new epoch                  publishes again what still matters, and has it drain if that was asked
+    a buffer that does not answer            says so, and waits some minutes for its disk
     a dead or overdue worker                 tells the buffer and starts another in its place
     a reason to stop, Ctrl-C, the end        ends the actors
 
@@ -23,10 +24,10 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from actors.buffer_actor import BufferActor, News
-from actors.calls import call
+from actors.calls import PATIENCE_S, BufferSilent, call
 from actors.fleet import ROOM_S, Fleet, Place, why_it_died
 from actors.gauges import Gauges
 from actors.learner_actor import LearnerActor
@@ -52,6 +53,7 @@ from monitoring.metrics import MetricsLog
 from policy import lora
 
 POLL_S = 1.0
+SILENT_S = 15.0  # without an answer, and it is said
 
 
 @contextmanager
@@ -61,6 +63,8 @@ def _stops_without_a_buffer() -> Iterator[None]:
         yield
     except RayActorError as error:
         raise RunStopped(f"the buffer died and did not come back: {_last_line(error)}") from error
+    except BufferSilent as error:
+        raise RunStopped(f"{error}: does the disk of the run folder hang? Start again once that is mended") from error
 
 
 class Driver:
@@ -78,6 +82,9 @@ class Driver:
         self.weights: dict[Version, list[ray.ObjectRef]] = {}  # the driver owns them, so they outlive every worker
         self.window = Window()
         self.advice: Advice | None = None
+        self.draining = False
+        self.polled: ray.ObjectRef | None = None  # the news that are on their way
+        self.asked_at = 0.0  # when they were asked for
 
     def __enter__(self) -> "Driver":
         return self
@@ -124,10 +131,10 @@ class Driver:
             str(self.run_dir), self.plan, self._buffer_settings()
         )
         try:
-            news: News = call(self.buffer.poll, 0.0)
+            self.news: News = call(self.buffer.poll, 0.0)
         except RayActorError as error:
             raise UserError(f"the run folder {self.run_dir} cannot be opened: {_last_line(error)}") from error
-        self.log = MetricsLog(self.run_dir, trained=news.status["trained_batches"])
+        self.log = MetricsLog(self.run_dir, trained=self.news.status["trained_batches"])
         self.started = time.time()
         self.fleet = Fleet(self.buffer)
         self.gauges = Gauges(self.run_dir.name)
@@ -149,8 +156,15 @@ class Driver:
 
     @_stops_without_a_buffer()
     def step(self) -> News:
-        """Hears the news and does what they ask for. Raises RunStopped with the reason when the run cannot go on."""
-        news: News = call(self.buffer.poll, POLL_S)
+        """Hears the news and does what they ask for; while the buffer does not answer, gives the last ones again.
+
+        Raises RunStopped with the reason when the run cannot go on.
+        """
+        if (news := self._poll()) is None:
+            return self.news
+        self.news = news
+        if self.draining and not news.draining:
+            call(self.buffer.drain)
         for version, recovery_point in news.to_publish:
             self._publish(version, recovery_point, news)
         self.weights = {version: refs for version, refs in self.weights.items() if version in news.served}
@@ -174,10 +188,34 @@ class Driver:
         save_config(self.run_dir, saved, list(self.plan.prompts))
         (self.run_dir / scale.REQUEST).unlink(missing_ok=True)
 
-    @_stops_without_a_buffer()
+    def _poll(self) -> News | None:
+        """The news; None while the buffer does not answer, which is said once."""
+        if self.polled is None:
+            self.polled, self.asked_at = self.buffer.poll.remote(POLL_S), time.monotonic()
+        done, _ = ray.wait([self.polled], timeout=2 * POLL_S)
+        silent_s = time.monotonic() - self.asked_at
+        if not done:
+            if silent_s > PATIENCE_S:
+                raise BufferSilent(f"the buffer has not answered for {silent_s:.0f} s")
+            if silent_s > SILENT_S:
+                self._note(f"the buffer does not answer: does the disk of {self.run_dir} hang? The run waits for it")
+            return None
+        answer, self.polled = self.polled, None
+        try:
+            news: News = ray.get(answer)
+        except ActorUnavailableError:  # it restarts, and is asked again
+            return call(self.buffer.poll, POLL_S)
+        if silent_s > SILENT_S:
+            self._note(f"the buffer answers again, after {silent_s:.0f} s")
+        return news
+
+    def _note(self, sentence: str) -> None:
+        if sentence not in self.fleet.notes:
+            self.fleet.notes.append(sentence)
+
     def drain(self) -> None:
-        """Lets the learner finish the batch it has, and nothing new begin."""
-        call(self.buffer.drain)
+        """Lets the learner finish the batch it has, and nothing new begin: from the next step on."""
+        self.draining = True
 
     def snapshot(self, news: News) -> Snapshot:
         """What the display shows of `news`."""
@@ -254,6 +292,7 @@ class Driver:
             "keep_checkpoints": config.checkpoints.keep,
             "claim_timeout_s": config.buffer.claim_timeout_s,
             "lease_timeouts": {name: reward.timeout_s for name, reward in config.rewards.items()},
+            "train_timeout_s": config.learner.timeout_s,
             "max_failed_share": config.buffer.max_failed_share,
             "evaluate_versions": evaluated_versions(config),
         }

@@ -2,17 +2,18 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import ray
 from ray import ObjectRef
 from ray.actor import ActorHandle
-from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from actors.calls import call
 from actors.placement import node_lives, node_of
 from buffer.errors import RunStopped
+from common.blame import describe, is_the_workers
 from conf.errors import UserError
 
 FIRST_DELAY_S = 1.0
@@ -23,6 +24,10 @@ SILENCE_S = 30.0  # after its connection broke, and a worker is given up; the cl
 NODE_DIED = "The actor died because its node has died"  # in Ray's words, also of an actor that never ran there
 NEVER_RAN = "The actor never ran"
 MOST_FAILED_STARTS = 5  # in a row, of one place, without once asking for work: no restart mends that
+MOST_FRUITLESS = (
+    5  # workers in a row, of every place of a role, that a device or memory failed before they made anything
+)
+DELIVERIES = ("handing in", "saving")  # occupations of a worker that has made something
 
 
 @dataclass
@@ -44,6 +49,7 @@ class Place:
     restart_at: float = 0.0
     short_lives: int = 0  # in a row
     failed_starts: int = 0  # in a row
+    fruitless: int = 0  # in a row
 
     @property
     def role(self) -> str:
@@ -62,6 +68,12 @@ class Place:
     @property
     def delay_s(self) -> float:
         return float(min(LONGEST_DELAY_S, FIRST_DELAY_S * 2 ** (self.short_lives - 1)))
+
+
+@dataclass(frozen=True)
+class Death:
+    cause: str  # for people
+    blameless: bool = False  # the work's, for it was the worker's device or memory, or its host's
 
 
 @dataclass
@@ -90,17 +102,18 @@ class Fleet:
             self._kill(place)
             call(self.buffer.worker_died, place.worker, True)
 
-    def tend(self, overdue: Collection[str], heard: Collection[str]) -> None:
+    def tend(self, overdue: Collection[str], heard: Mapping[str, Mapping[str, float]]) -> None:
         """Kills who is overdue, tells the buffer who died, and starts others in their places when it is time.
 
-        heard: the workers that ever asked for work. Who dies of his work is the buffer's to judge (PROTOCOL.md 7);
-        raises UserError when one place dies again and again before it asks for any.
+        heard: of the workers that ever asked for work, what they spent their seconds on. Who dies of his work is the
+        buffer's to judge (PROTOCOL.md 7); raises UserError when one place dies again and again before it asks for any,
+        or all places of a role before they have done any.
         """
         for place in self.places:
             if place.worker in overdue:
                 self._kill(place)
-            if place.actors and (cause := self._death(place)):
-                self._bury(place, cause, place.worker in heard)
+            if place.actors and (death := self._death(place)):
+                self._bury(place, death, heard.get(place.worker))
             elif place.created is not None and place.actors:
                 self._look_for_room(place)
             if not place.actors and time.monotonic() >= place.restart_at:
@@ -134,31 +147,31 @@ class Fleet:
         for actor in place.actors:
             ray.kill(actor, no_restart=True)
 
-    def _death(self, place: Place) -> str | None:
+    def _death(self, place: Place) -> "Death | None":
         """Why the `run` of an actor ended, or None while all work. What no restart mends is raised as it was there.
 
         Of several that ended, a death says more than an exception, which may just be what a rank makes of another's
         death. A broken connection is neither: a moment later the cluster knows what it means.
         """
         done, _ = ray.wait(place.running, num_returns=len(place.running), timeout=0)
-        causes = []
+        causes: list[Death] = []
         for reference in done:
             try:
                 ray.get(reference)
-                causes.append("it ended by itself")
+                causes.append(Death("it ended by itself"))
             except RayTaskError as error:  # an exception in the worker's own loop
                 if isinstance(error.cause, RunStopped | UserError):
                     raise error.cause from None
-                causes.append(f"{type(error.cause).__name__}: {error.cause}")
+                causes.append(Death(describe(error.cause), blameless=is_the_workers(error.cause)))
             except ActorUnavailableError:
                 rank = place.running.index(reference)
                 place.running[rank] = place.actors[rank].__ray_ready__.remote()
                 place.silent_since = place.silent_since or time.monotonic()
             except RayError as error:  # of an actor, or one that Ray has for a kind of death, such as OutOfMemoryError
                 place.silent_since = None
-                causes.insert(0, why_it_died(error))
+                causes.insert(0, Death(why_it_died(error), blameless=isinstance(error, OutOfMemoryError)))
         if place.silent_since and time.monotonic() - place.silent_since > SILENCE_S:
-            causes.append(f"it has not answered for {SILENCE_S:.0f} s")
+            causes.append(Death(f"it has not answered for {SILENCE_S:.0f} s", blameless=True))
         return causes[0] if causes else None
 
     def _lost_hosts(self, place: Place) -> bool:
@@ -170,15 +183,23 @@ class Fleet:
                     return True
         return False
 
-    def _bury(self, place: Place, cause: str, started: bool) -> None:
+    def _bury(self, place: Place, death: "Death", spent: Mapping[str, float] | None) -> None:
+        """spent: what the worker did with its time, None if it never asked for work."""
         self._kill(place)
-        lost = cause == NODE_DIED or self._lost_hosts(place)
-        cause = "with its host" if lost else cause
-        call(self.buffer.worker_died, place.worker, lost or place.silent_since is not None)
+        lost = death.cause == NODE_DIED or self._lost_hosts(place)
+        cause = "with its host" if lost else death.cause
+        call(self.buffer.worker_died, place.worker, lost or death.blameless)
         healthy = time.monotonic() - place.started_at >= HEALTHY_S
         place.short_lives = 1 if healthy else place.short_lives + 1
-        place.failed_starts = 0 if started or lost else place.failed_starts + 1
+        place.failed_starts = 0 if spent is not None or lost else place.failed_starts + 1
+        delivered = any(occupation in (spent or {}) for occupation in DELIVERIES)
+        place.fruitless = 0 if delivered else place.fruitless + (death.blameless and not lost)
         self.notes.append(f"{place.worker} died ({cause}); another takes its place in {place.delay_s:.0f} s")
+        if all(other.fruitless >= MOST_FRUITLESS for other in self.places if other.role == place.role):
+            raise UserError(
+                f"{place.name} failed {place.fruitless} times in a row before it had made anything, and so did all "
+                f"others of its kind; the last cause: {cause}; mend that and start again, nothing is lost"
+            )
         if place.failed_starts >= MOST_FAILED_STARTS:
             raise UserError(
                 f"{place.name} died {place.failed_starts} times in a row before it could ask for work; the last cause: "

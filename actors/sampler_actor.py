@@ -1,16 +1,15 @@
 """A sampler: claims an order, rolls it out at the version it is bound to, and hands the trajectories in."""
 
-import traceback
-
 import ray
 import torch
 
 from actors.calls import Clock, ask, call
 from buffer.orders import Version
 from buffer.schema import rollout_table
+from common.blame import describe, is_the_workers
 from conf.schema import Config
 from policy.policy import Policy
-from policy.rollout import rollout
+from policy.rollout import NonFinite, rollout
 
 
 class SamplerActor:
@@ -25,7 +24,8 @@ class SamplerActor:
         return self.name
 
     def run(self, buffer: ray.actor.ActorHandle) -> None:
-        """Works until the driver ends it. Raises UserError when the model cannot be loaded."""
+        """Works until the driver ends it. Raises UserError when the model cannot be loaded, and what a rollout raises:
+        another sampler then takes its place."""
         config, clock = self.config, Clock()
         with clock.on("loading the model"):
             device = "cuda" if ray.get_gpu_ids() else "cpu"
@@ -44,10 +44,13 @@ class SamplerActor:
             try:
                 with clock.on("rolling out"):
                     made = rollout(policy, order.prompts, order.seeds)
-            except Exception as error:  # noqa: BLE001 - whatever it is, it counts against the order, which says so
-                traceback.print_exc()
-                call(buffer.order_failed, order.order_id, self.name, f"{type(error).__name__}: {error}")
+            except NonFinite as error:  # of this order, and the next may be well
+                call(buffer.order_failed, order.order_id, self.name, str(error))
                 continue
+            except Exception as error:
+                if not is_the_workers(error):
+                    call(buffer.order_failed, order.order_id, self.name, describe(error))
+                raise  # nobody knows what it left of this process
             with clock.on("handing in"):
                 table = rollout_table(order, made.latents, made.timesteps, made.log_probs, made.images)
                 call(buffer.add, order.order_id, claim.version, table)

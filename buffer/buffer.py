@@ -35,10 +35,13 @@ from buffer.orders import Plan, Version
 from buffer.retention import needed_files, old_recovery_points
 from buffer.rules import Rules
 from buffer.schema import ROLLOUT_COLUMNS, check_rollout, check_scores, scalar_rows, stack, with_tensors
+from buffer.score_types import ScoreTypes
 from buffer.state import File, Record, State, Step, fold, work_of
 from buffer.status import status_of
 from buffer.store import Store, roster_of
 from conf.errors import UserError
+
+DELAY_S = 1.0  # of a disk, and more is nobody's time
 
 
 class TrajectoryBuffer:
@@ -60,6 +63,7 @@ class TrajectoryBuffer:
         keep_checkpoints: int,
         claim_timeout_s: float,
         lease_timeouts: Mapping[str, float],
+        train_timeout_s: float,
         max_failed_share: float,
         evaluate_versions: tuple[int, ...],
         clock: Callable[[], float] = time.time,
@@ -77,9 +81,11 @@ class TrajectoryBuffer:
             keep_checkpoints=keep_checkpoints,
             claim_timeout_s=claim_timeout_s,
             lease_timeouts=dict(lease_timeouts),
+            train_timeout_s=train_timeout_s,
             max_failed_share=max_failed_share,
             evaluate_versions=tuple(evaluate_versions),
         )
+        self._types = ScoreTypes()
         self.notes: list[str] = []  # what was damaged, removed or missed in this epoch, in sentences
         self._deaths = 0
         self._stopped: str | None = None
@@ -142,6 +148,8 @@ class TrajectoryBuffer:
             return False
         skip = [trajectory_id for trajectory_id, _ in work_of(self.state, order_id).set_aside]
         check_scores(self.plan.order(order_id), table, skip)
+        with self._remembering_a_stop():
+            self._types.check(reward, table.schema)
         file = self._write(f"{order_id}.{reward}", table)
         counts = self._do(
             scoring.add_scores(self.rules, self.state, reward, order_id, table_digest, file, self.clock())
@@ -270,7 +278,7 @@ class TrajectoryBuffer:
     def evaluation_missed(self, version: int, why: str) -> None:
         """Close an evaluation that can no longer be served (its recovery point does not load)."""
         if version in self.rules.open_evaluations(self.state):
-            self.notes.append(f"The evaluation of version {version} was missed: {why}.")
+            self._note(f"The evaluation of version {version} was missed: {why}.")
         self._do(training.missed(self.rules, self.state, version, why, self.clock()))
         self._remove(self._unneeded(["tensors"]))
 
@@ -297,15 +305,26 @@ class TrajectoryBuffer:
 
     def _do(self, step: Step) -> Any:
         """Journal what the step says, then let it be so."""
-        if step.records:
-            with self._remembering_a_stop():
-                self._journal.append(step.records)
-        self.state = step.state
+        with self._excusing_delays():
+            if step.records:
+                with self._remembering_a_stop():
+                    self._journal.append(step.records)
+            self.state = step.state
         return step.answer
 
     def _write(self, stem: str, table: pa.Table) -> File:
-        with self._remembering_a_stop():
+        with self._excusing_delays(), self._remembering_a_stop():
             return self._store.write_arrow(stem, table)
+
+    @contextmanager
+    def _excusing_delays(self) -> Iterator[None]:
+        """While a disk keeps the buffer waiting, everybody else waits for the buffer, and nobody is late by that."""
+        start = self.clock()
+        try:
+            yield
+        finally:
+            if (delay := self.clock() - start) > DELAY_S:
+                self.state = workers.excused(self.state, delay)
 
     @contextmanager
     def _remembering_a_stop(self) -> Iterator[None]:
@@ -354,21 +373,52 @@ class TrajectoryBuffer:
 
     def _read(self, order_id: str, file: File, reward: str | None = None) -> pa.Table | None:
         """An acknowledged table; if it is damaged, it is journaled as to be made again, and said so."""
-        table = self._store.read_arrow(file)
+        with self._excusing_delays():
+            table = self._store.read_arrow(file)
         if table is None:
-            what = f"scored with {reward}" if reward else "rolled out"
-            self.notes.append(f"{file.path} is damaged or gone: order {order_id} is {what} again.")
-            self._do(rollouts.damaged(self.rules, self.state, order_id, reward, file.path, self.clock()))
+            self._make_again(order_id, reward, file, "is damaged or gone")
         return table
+
+    def _make_again(self, order_id: str, reward: str | None, file: File, why: str) -> None:
+        what = f"scored with {reward}" if reward else "rolled out"
+        self._note(f"{file.path} {why}: order {order_id} is {what} again.")
+        self._do(rollouts.damaged(self.rules, self.state, order_id, reward, file.path, self.clock()))
+
+    def _note(self, sentence: str) -> None:
+        """For people, once."""
+        if sentence not in self.notes:
+            self.notes.append(sentence)
+
+    def _scores(self, orders: tuple[str, ...]) -> dict[str, dict[str, pa.Table | None]]:
+        """By order, each reward's scores. None: they are made again, being damaged, or of other types than those that
+        came last: the reward was mended between two starts."""
+        types = ScoreTypes()
+        found: dict[str, dict[str, pa.Table | None]] = {}
+        for order_id in sorted(orders, key=lambda order_id: -work_of(self.state, order_id).scored):
+            work = work_of(self.state, order_id)
+            whole = len(work.set_aside) < self.rules.sizes.order_size
+            found[order_id] = {}
+            for score in work.scores if whole else ():
+                table = self._read(order_id, score.file, score.reward)
+                if table is not None and not types.fit(score.reward, table.schema):
+                    self._make_again(
+                        order_id, score.reward, score.file, "is of other types than the reward's scores now"
+                    )
+                    table = None
+                if table is not None:
+                    types.check(score.reward, table.schema)
+                found[order_id][score.reward] = table
+        return found
 
     def _rows(self, orders: tuple[str, ...], tensors: bool) -> tuple[pa.Table | None, pa.Table]:
         """(rows that take part, rows set aside) of some orders, sorted; None for the first if anything is damaged."""
         live, aside, whole = [], [], True
+        all_scores = self._scores(orders)
         for order_id in orders:
             work = work_of(self.state, order_id)
             left_out = len(work.set_aside) == self.rules.sizes.order_size
             table = self._read(order_id, work.table) if tensors and work.table and not left_out else None
-            scores = {s.reward: self._read(order_id, s.file, s.reward) for s in work.scores if not left_out}
+            scores = all_scores[order_id]
             damaged_table = tensors and not left_out and table is None
             whole = whole and not damaged_table and None not in scores.values()
             if not whole:
@@ -382,10 +432,16 @@ class TrajectoryBuffer:
         return (stack(live) if whole else None), stack(aside) if aside else pa.table({})
 
     def _finish_evaluations(self) -> None:
-        """Write the Parquet file of each evaluation that is complete, then journal it."""
+        """Write the Parquet file of each evaluation that is over, then journal it. One that comes to nothing stays open
+        for the next start to try again, and is missed when all else is done."""
         for version in self.rules.open_evaluations(self.state):
             orders = self.rules.sizes.evaluation_orders(version)
-            if not self.rules.complete(self.state, orders):
+            if why := self.rules.hopeless(self.state, version):
+                if self.state.next_batch >= self.rules.batches:
+                    self.evaluation_missed(version, why)
+                    continue
+                self._note(f"The evaluation of version {version} is left for the next start: {why}.")
+            if not self.rules.all_over(self.state, orders) or why:
                 continue
             live, aside = self._rows(orders, tensors=False)
             if live is not None:

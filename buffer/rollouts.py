@@ -6,7 +6,7 @@ Each is a pure function of (rules, state, the call) and gives a `Step`. PROTOCOL
 from buffer.errors import Refused
 from buffer.orders import Version
 from buffer.rules import Rules
-from buffer.state import File, Hold, Record, State, Step, record_all, without, work_of
+from buffer.state import File, Hold, Record, State, Step, place_of, record_all, without, work_of
 from buffer.training import settled
 
 
@@ -19,10 +19,18 @@ def publish(rules: Rules, state: State, version: Version) -> Step:
 
 def claim(rules: Rules, state: State, worker: str, now: float) -> Step:
     """Answer: (order id, version, attempt), or None if nothing may be claimed now."""
-    for order_id in rules.claimable(state):
+    state = state._replace(asked={**state.asked, ("", place_of(worker)): now})
+    claimable = list(rules.claimable(state))
+    for order_id in claimable:
+        if rules.held(state.claims.get(order_id, ()), worker):
+            work = work_of(state, order_id)
+            return Step(state, (), (order_id, work.version, work.attempts))
+    for order_id in claimable:
         holds = state.claims.get(order_id, ())
         version = rules.binding(state, order_id)
         if version is None or not rules.offered(holds, rules.claim_timeout_s, now):
+            continue
+        if rules.spares(state, work_of(state, order_id), "", worker, now):
             continue
         record: Record = {"kind": "claimed", "order": order_id, "version": version, "worker": worker, "time": now}
         step = record_all(state, record)
@@ -58,7 +66,7 @@ def order_failed(rules: Rules, state: State, order_id: str, worker: str, message
         return Step(state)
     record: Record = {"kind": "failed", "order": order_id, "worker": worker, "reasons": [message], "time": now}
     step = record_all(state, record)
-    if rules.is_set_aside(dict(work_of(step.state, order_id).failures)[None]):
+    if rules.is_set_aside(state, "", dict(work_of(step.state, order_id).failures)[None], now):
         pictures = list(rules.sizes.trajectory_ids(order_id))
         aside: Record = {"kind": "set_aside", "order": order_id, "pictures": pictures, "reason": message}
         step = Step(record_all(step.state, aside).state, (record, aside))

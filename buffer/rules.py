@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from buffer.orders import Sizes, Version, parse
-from buffer.state import Hold, Score, State, Trained, Work, work_of
+from buffer.state import Hold, Score, State, Trained, Work, place_of, work_of
 
 FAILURES = 3  # of its own, and a picture or an order is set aside [7]
 DEATHS = 5  # of workers at the same piece of work, and the run stops [7]
@@ -28,6 +28,7 @@ class Rules:
     keep_checkpoints: int = 2
     claim_timeout_s: float = 600.0
     lease_timeouts: dict[str, float] = field(default_factory=dict)  # reward -> seconds
+    train_timeout_s: float = 3600.0
     max_failed_share: float = 0.1
     evaluate_versions: tuple[int, ...] = ()
 
@@ -63,11 +64,26 @@ class Rules:
 
     def to_roll_out(self, state: State, order_id: str) -> bool:
         work = work_of(state, order_id)
-        return work.table is None and len(work.set_aside) < self.sizes.order_size
+        return work.table is None and len(work.set_aside) < self.sizes.order_size and not self.rests(state, order_id)
+
+    def rests(self, state: State, order_id: str) -> bool:
+        """[7] An evaluation's order that costs worker after worker is left alone until the next start."""
+        return parse(order_id).evaluation and any(
+            work == order_id and deaths >= DEATHS for (work, _), deaths in state.deaths.items()
+        )
+
+    def held(self, holds: tuple[Hold, ...], worker: str) -> bool:
+        """[5] Who has this work and asks again did not hear the answer, and hears it again."""
+        return any(hold.worker == worker for hold in holds)
 
     def offered(self, holds: tuple[Hold, ...], timeout: float, now: float) -> bool:
         """[5] Free work, or work whose one holder outlived its time-out."""
         return not holds or (len(holds) == 1 and now - holds[0].since > timeout)
+
+    def spares(self, state: State, work: Work, reward: str, worker: str, now: float) -> bool:
+        """[7] Work that failed at a worker's place goes to other places, as long as one is at work where it did not."""
+        failed = {place for key, places in work.failures if (key is None) == (reward == "") for place in places}
+        return place_of(worker) in failed and bool(self._others(state, reward, failed, now))
 
     def overdue(self, holds: tuple[Hold, ...], limit: float, now: float) -> list[str]:
         """[5] Who is to be killed."""
@@ -97,21 +113,37 @@ class Rules:
             and self.score_of(work, reward) is None
             and len(work.set_aside) < self.sizes.order_size
             and not self.closed(state, order_id)
+            and not self.rests(state, order_id)
         )
 
     def leasable(self, state: State, reward: str) -> Iterator[str]:
-        """Orders that this reward has to score: the batches in order, then evaluations, which hold nothing up."""
-        names = sorted(state.work, key=lambda order_id: (parse(order_id).evaluation, order_id))
+        """Orders that this reward has to score: the batches in order, and each evaluation in its turn."""
+        names = sorted(state.work, key=self._turn)
         return (order_id for order_id in names if self.to_score(state, order_id, reward))
+
+    def _turn(self, order_id: str) -> tuple[int, bool, str]:
+        """Batches up to v + k may be under way when version v comes; its evaluation waits for those and no others, or a
+        reward with more to do than it can would never come to it."""
+        evaluation, group, _ = parse(order_id)
+        return (group + self.max_staleness if evaluation else group), evaluation, order_id
 
     def closed(self, state: State, order_id: str) -> bool:
         """Whether nothing about this order can change any more: its batch or evaluation is over."""
         evaluation, group, _ = parse(order_id)
         return group in state.evaluations if evaluation else group < state.next_batch
 
-    def is_set_aside(self, failures: int) -> bool:
-        """[7] Three failures of its own."""
-        return failures >= FAILURES
+    def is_set_aside(self, state: State, reward: str, places: tuple[str, ...], now: float) -> bool:
+        """[7] Three failures, and not at one place alone while there are others: one sick device fails everything.
+
+        places: where it failed, once for each time; reward: "" for a rollout.
+        """
+        return len(places) >= FAILURES and (len(set(places)) > 1 or not self._others(state, reward, set(places), now))
+
+    def _others(self, state: State, reward: str, places: set[str], now: float) -> set[str]:
+        """Other places that are at work: each asks again as soon as it is done, so who has not for long hangs."""
+        timeout = self.lease_timeouts[reward] if reward else self.claim_timeout_s
+        at_work = {place for (role, place), asked in state.asked.items() if role == reward and now - asked <= timeout}
+        return at_work - places
 
     # ---- batches and evaluations
 
@@ -122,8 +154,21 @@ class Rules:
         return work.table is not None and all(self.score_of(work, reward) is not None for reward in self.rewards)
 
     def complete(self, state: State, orders: tuple[str, ...]) -> bool:
-        """[2, 8] All orders are over, and not too much is set aside."""
-        return all(self.over(work_of(state, o)) for o in orders) and not self.failed_too_much(state, orders)
+        """[2, 8] All orders of a batch are over, and not too much is set aside."""
+        return self.all_over(state, orders) and not self.failed_too_much(state, orders)
+
+    def all_over(self, state: State, orders: tuple[str, ...]) -> bool:
+        """All that an evaluation needs: it shows what there is, and stops nothing."""
+        return all(self.over(work_of(state, order_id)) for order_id in orders)
+
+    def hopeless(self, state: State, version: int) -> str | None:
+        """Why an evaluation comes to nothing before the next start, which tries it again; None if it goes on."""
+        orders = self.sizes.evaluation_orders(version)
+        reasons = [reason for order_id in orders for _, reason in work_of(state, order_id).set_aside]
+        if len(reasons) == len(orders) * self.sizes.order_size:
+            return f"all of its pictures failed, the last one by {reasons[-1]}"
+        resting = next((order_id for order_id in orders if self.rests(state, order_id)), None)
+        return f"{DEATHS} workers died on its order {resting}" if resting else None
 
     def failed_too_much(self, state: State, orders: tuple[str, ...]) -> bool:
         """[9] More than max_failed_share of the pictures are set aside, or all of them."""
@@ -190,31 +235,25 @@ class Rules:
         return [o for o, work in state.work.items() if work.set_aside and not self.closed(state, o)]
 
     def stop(self, state: State) -> str | None:
-        """[7, 9] Why the run cannot go on, in a sentence; or None."""
+        """[7, 9] Why the run cannot go on, in a sentence; or None. An evaluation is never the reason."""
         for (work, reward), deaths in state.deaths.items():
-            if deaths >= DEATHS:
+            if deaths >= DEATHS and not work.startswith("e"):
                 doing = f"scoring it with {reward}" if reward else "working on it"
                 return (
                     f"{deaths} workers died on the same work ({work}, {doing}) while their nodes lived; look at their "
                     "logs (out of memory?), mend it, and start the run again."
                 )
-        for orders, name in self._untrained(state):
+        names = [parse(o) for o, work in state.work.items() if work.set_aside and not self.closed(state, o)]
+        for batch in sorted({name.group for name in names if not name.evaluation}):
+            orders = self.sizes.batch_orders(batch)
             if self.failed_too_much(state, orders):
                 reasons = [reason for o in orders for _, reason in work_of(state, o).set_aside]
                 return (
-                    f"{len(reasons)} of the {len(orders) * self.sizes.order_size} pictures of {name} failed, more than "
-                    f"buffer.max_failed_share={self.max_failed_share:g} allows; the last reason: {reasons[-1]}. Mend "
-                    "it and start the run again, which tries them again."
+                    f"{len(reasons)} of the {len(orders) * self.sizes.order_size} pictures of batch {batch} failed, "
+                    f"more than buffer.max_failed_share={self.max_failed_share:g} allows; the last reason: "
+                    f"{reasons[-1]}. Mend it and start the run again, which tries them again."
                 )
         return None
-
-    def _untrained(self, state: State) -> Iterator[tuple[tuple[str, ...], str]]:
-        groups = {parse(o)[:2] for o, work in state.work.items() if work.set_aside and not self.closed(state, o)}
-        for evaluation, group in sorted(groups):
-            if evaluation:
-                yield self.sizes.evaluation_orders(group), f"the evaluation of version {group}"
-            else:
-                yield self.sizes.batch_orders(group), f"batch {group}"
 
     def finished(self, state: State) -> bool:
         """All batches trained and no evaluation open."""

@@ -1,23 +1,33 @@
 """Transitions of scoring: lease, add_scores, and pictures that fail. PROTOCOL.md 4, 5 and 7."""
 
 from buffer.rules import ALONE_AFTER, Rules
-from buffer.state import File, Hold, Record, State, Step, record_all, without, work_of
+from buffer.state import File, Hold, Record, State, Step, place_of, record_all, without, work_of
 from buffer.training import settled
 
 
 def lease(rules: Rules, state: State, reward: str, worker: str, now: float) -> Step:
     """Answer: (order id, table file, pictures not to be scored, whether to try them one by one), or None."""
-    timeout = rules.lease_timeouts[reward]
-    for order_id in rules.leasable(state, reward):
+    state = state._replace(asked={**state.asked, (reward, place_of(worker)): now})
+    leasable = list(rules.leasable(state, reward))
+    for order_id in leasable:
+        if rules.held(state.leases.get((order_id, reward), ()), worker):
+            return Step(state, (), _leased(state, order_id, reward))
+    for order_id in leasable:
         holds = state.leases.get((order_id, reward), ())
-        if not rules.offered(holds, timeout, now):
+        if not rules.offered(holds, rules.lease_timeouts[reward], now):
             continue
-        work = work_of(state, order_id)
+        if rules.spares(state, work_of(state, order_id), reward, worker, now):
+            continue
         leases = {**state.leases, (order_id, reward): (*holds, Hold(worker, now))}
         state = state._replace(leases=leases, alone=without(state.alone, worker))
-        skip = tuple(trajectory_id for trajectory_id, _ in work.set_aside)
-        return Step(state, (), (order_id, work.table, skip, state.deaths.get((order_id, reward), 0) >= ALONE_AFTER))
+        return Step(state, (), _leased(state, order_id, reward))
     return Step(state)
+
+
+def _leased(state: State, order_id: str, reward: str) -> tuple[str, File | None, tuple[int, ...], bool]:
+    work = work_of(state, order_id)
+    skip = tuple(trajectory_id for trajectory_id, _ in work.set_aside)
+    return order_id, work.table, skip, state.deaths.get((order_id, reward), 0) >= ALONE_AFTER
 
 
 def scores_wanted(rules: Rules, state: State, reward: str, order_id: str, table_digest: str) -> bool:
@@ -79,10 +89,10 @@ def pictures_failed(
         "time": now,
     }
     step = record_all(state, record)
-    counts = dict(work_of(step.state, order_id).failures)
+    failures = dict(work_of(step.state, order_id).failures)
     records = [record]
     for picture, reason in reasons.items():
-        if rules.is_set_aside(counts[picture]):
+        if rules.is_set_aside(state, reward, failures[picture], now):
             aside = {"kind": "set_aside", "order": order_id, "pictures": [picture], "reason": f"{reward}: {reason}"}
             records.append(aside)
     key = (order_id, reward)

@@ -49,7 +49,8 @@ class Work(NamedTuple):
     version: Version | None = None  # bound by the first claim, for good
     table: File | None = None  # the trajectories, once rolled out
     scores: tuple[Score, ...] = ()
-    failures: tuple[tuple[int | None, int], ...] = ()  # (trajectory id, or None for the rollout; how often)
+    failures: tuple[tuple[int | None, tuple[str, ...]], ...] = ()  # (trajectory id, or None for the rollout; where: the
+    # place of the worker, once for each time)
     set_aside: tuple[tuple[int, str], ...] = ()  # (trajectory id, reason)
     attempts: int = 0  # claims answered
     claimed: float = 0.0  # times, in seconds since 1970: for people, nothing is decided by them
@@ -92,6 +93,7 @@ class State(NamedTuple):
     alone: Mapping[str, int] = {}  # worker -> the picture it is trying alone right now
     taken: Hold | None = None  # the learner that has the next batch
     deaths: Mapping[tuple[str, str], int] = {}  # (order id or batch, reward or "") -> workers it has cost
+    asked: Mapping[tuple[str, str], float] = {}  # (reward or "" for rollouts, place of a worker) -> when, last
 
     @property
     def next_batch(self) -> int:
@@ -112,6 +114,11 @@ NOTHING_YET = Work()
 
 def work_of(state: State, order_id: str) -> Work:
     return state.work.get(order_id, NOTHING_YET)
+
+
+def place_of(worker: str) -> str:
+    """What of a worker's name stays when another takes its place: "sampler-0" of "sampler-0.3"."""
+    return worker.rpartition(".")[0] or worker
 
 
 def without(mapping: Mapping[Any, Any], *keys: Any) -> dict[Any, Any]:
@@ -167,7 +174,7 @@ def _reopened(state: State, record: Record) -> State:
     for order_id in record["orders"]:
         work = work_of(state, order_id)
         again = {trajectory_id for trajectory_id, _ in work.set_aside}
-        failures = tuple((key, count) for key, count in work.failures if key is not None and key not in again)
+        failures = tuple((key, places) for key, places in work.failures if key is not None and key not in again)
         state = _change(state, order_id, set_aside=(), failures=failures, scores=())
         state = state._replace(rosters=without(state.rosters, _batch(order_id)))
     return state
@@ -188,10 +195,10 @@ def _rolled_out(state: State, record: Record) -> State:
 
 def _failed(state: State, record: Record) -> State:
     """An exception in an order's rollout, or of single pictures in a reward."""
-    counts = dict(work_of(state, record["order"]).failures)
+    failures = dict(work_of(state, record["order"]).failures)
     for key in record.get("pictures", [None]):
-        counts[key] = counts.get(key, 0) + 1
-    return _change(state, record["order"], failures=tuple(counts.items()))
+        failures[key] = (*failures.get(key, ()), place_of(record["worker"]))
+    return _change(state, record["order"], failures=tuple(failures.items()))
 
 
 def _set_aside(state: State, record: Record) -> State:

@@ -29,7 +29,7 @@ MAY_CHANGE = re.compile(
     r"|prompts\..*"  # where prompts come from; what they are is compared itself
     r"|run\.(batches|mirror)"  # batches upward
     r"|(samplers|learner|rewards\.[^.]+)\.count|(samplers|learner|rewards\.[^.]+)\.num_(cpus|gpus)"
-    r"|rewards\.[^.]+\.timeout_s|buffer\.(claim_timeout_s|keep_batches|max_failed_share)|checkpoints\.keep"
+    r"|(learner|rewards\.[^.]+)\.timeout_s|buffer\.(claim_timeout_s|keep_batches|max_failed_share)|checkpoints\.keep"
 )
 
 

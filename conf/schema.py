@@ -133,6 +133,7 @@ class LearnerConfig:
     guidance_gradient: GuidanceGradient = GuidanceGradient.full  # conditional leaves out the half without a prompt
     microbatch: int = 64  # (trajectory, timestep) pairs in memory at once; the gradient does not depend on it
     gradient_checkpointing: bool = False  # compute activations again in the backward pass: less memory, more time
+    timeout_s: float = 3600.0  # of training one batch; a learner that takes longer hangs, and is killed
     count: int = 1  # ranks, one actor each, that share a batch and average their gradients
     num_cpus: float = 1.0  # of one rank, by which Ray places it
     num_gpus: float = 1.0  # of one rank; taken as 0, and said so, on a cluster without GPUs

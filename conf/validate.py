@@ -57,6 +57,7 @@ RANGES: dict[str, Check] = {
     "learner.tracker_size": AT_LEAST_ONE,
     "learner.tracker_min_count": AT_LEAST_ONE,
     "learner.microbatch": AT_LEAST_ONE,
+    "learner.timeout_s": POSITIVE,
     "learner.count": AT_LEAST_ONE,
     "learner.num_cpus": CPUS,
     "learner.num_gpus": CPUS,

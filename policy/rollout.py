@@ -10,6 +10,10 @@ from policy import gaussian
 from policy.policy import Policy
 
 
+class NonFinite(ArithmeticError):
+    """A trajectory left the finite numbers; one sentence says which, and what to change."""
+
+
 @dataclass(frozen=True)
 class Rollout:
     """B finished trajectories; log_probs[b, i] is that of latents[b, i + 1] given latents[b, i]."""
@@ -30,7 +34,7 @@ def rollout(policy: Policy, prompts: Sequence[str], seeds: Sequence[int]) -> Rol
     Round first: a latent is rounded to the dtype it is stored in, then its log-prob is taken, and denoising goes on
     from it. Otherwise the learner would score other latents than were acted on, and ratios would not start at 1.
 
-    Raises ArithmeticError if a trajectory leaves the finite numbers.
+    Raises NonFinite if a trajectory leaves the finite numbers.
     """
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
 
@@ -63,7 +67,7 @@ def rollout(policy: Policy, prompts: Sequence[str], seeds: Sequence[int]) -> Rol
 def _refuse_non_finite(log_probs: torch.Tensor, prompts: Sequence[str], seeds: Sequence[int]) -> None:
     for row, prompt, seed in zip(log_probs, prompts, seeds, strict=True):  # not finite as soon as one latent is not
         if not torch.isfinite(row).all():
-            raise ArithmeticError(
+            raise NonFinite(
                 f"the trajectory of prompt {prompt!r} and seed {seed} became infinite or NaN; "
                 "lower sampling.guidance or learner.lr, or choose model.dtype=float32"
             )

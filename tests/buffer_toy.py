@@ -32,6 +32,7 @@ def buffer_settings(**changed: Any) -> dict[str, Any]:
         "keep_batches": 1,
         "keep_checkpoints": 0,
         "claim_timeout_s": 10.0,
+        "train_timeout_s": 100.0,
         "max_failed_share": 0.25,
         "evaluate_versions": (),
         "clock": lambda: 1000.0,

@@ -50,6 +50,7 @@ class Node(NamedTuple):
                 job,
                 frozenset((order, h.since) for order, holds in state.claims.items() for h in holds if h.worker == name),
                 frozenset((key, h.since) for key, holds in state.leases.items() for h in holds if h.worker == name),
+                frozenset((o, key) for o, w in state.work.items() for key, places in w.failures if name in places),
             )
             for name, job in zip(NAMES, self.workers, strict=True)
         ]
@@ -131,13 +132,17 @@ class World:
         for number in sorted(self.rules.served(state) - state.published)[:1]:
             yield self._publish(node, number), None
         for place, job in enumerate(node.workers):
-            if job is None and not (place == 1 and node.workers[0] is None):  # two idle workers are the same
+            if job is None and not (place == 1 and node.workers[0] is None and not self._told_apart(state)):
                 yield from self._claims(node, place)
                 yield from self._leases(node, place)
             elif job is not None and job[0] != "hung":
                 done = node._replace(workers=_put(node.workers, place, None))
                 yield self._delivered(done, job, NAMES[place])
         yield from self._learns(node)
+
+    def _told_apart(self, state: State) -> bool:
+        """Two idle workers are the same, unless work failed at one of them or is held by one."""
+        return bool(state.claims or state.leases) or any(work.failures for work in state.work.values())
 
     def _publish(self, node: Node, number: int) -> Node:
         return self._apply(node, rollouts.publish(self.rules, node.state, node.state.trained[number].version))
@@ -258,7 +263,7 @@ class World:
         """A worker dies and another takes its place; its last call may still arrive."""
         after = self._apply(node, workers.worker_died(self.rules, node.state, NAMES[place], True, 0.0))
         ghosts = node.ghosts | {job} if job is not None else node.ghosts
-        return after._replace(workers=_put(node.workers, place, None), ghosts=ghosts)
+        return _all_ask(after._replace(workers=_put(node.workers, place, None), ghosts=ghosts))
 
     def _hangs(self, node: Node, place: int, job: Any) -> Node:
         old = Hold(NAMES[place], -3 * TIMEOUT)
@@ -266,23 +271,23 @@ class World:
             claims={o: _aged(holds, old) for o, holds in node.state.claims.items()},
             leases={key: _aged(holds, old) for key, holds in node.state.leases.items()},
         )
-        return node._replace(state=state, workers=_put(node.workers, place, ("hung", job)))
+        return _all_ask(node._replace(state=state, workers=_put(node.workers, place, ("hung", job))))
 
     def _restart(self, node: Node) -> Node:
         """The buffer starts anew from its journal; workers and learner live on with what they hold."""
         step = training.reopen(self.rules, restarted(node.disk))
-        return node._replace(state=step.state, disk=restarted(step.state))
+        return _all_ask(node._replace(state=step.state, disk=restarted(step.state)))
 
     # ---- the journal
 
     def _apply(self, node: Node, step: Step) -> Node:
         if not step.records:
-            return node._replace(state=step.state)
+            return _all_ask(node._replace(state=step.state))
         disk = node.disk
         for record in self.journaled(step):
             disk = fold(disk, record)
         self._check_kept(node.disk, disk, step)
-        return node._replace(state=step.state, disk=restarted(disk))
+        return _all_ask(node._replace(state=step.state, disk=restarted(disk)))
 
     def _check_kept(self, before: State, after: State, step: Step) -> None:
         """What is acknowledged stays: versions, tables of untrained batches, and recovery points still needed."""
@@ -294,6 +299,16 @@ class World:
             gone = work.table is not None and work_of(after, order_id).table != work.table
             if gone and not self.rules.closed(after, order_id):
                 raise Violation(f"{work.table} of {order_id} was acknowledged, and is gone")
+
+
+def _all_ask(node: Node) -> Node:
+    """Who has nothing to do asks every few seconds, so all are known to be at work, but for those that hang."""
+    asked = {
+        (role, name): -3 * TIMEOUT if job is not None and job[0] == "hung" else 0.0
+        for role in ("", REWARD)
+        for name, job in zip(NAMES, node.workers, strict=True)
+    }
+    return node._replace(state=node.state._replace(asked=asked))
 
 
 def _put(pair: tuple[Any, Any], place: int, value: Any) -> tuple[Any, Any]:

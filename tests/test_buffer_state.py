@@ -183,7 +183,11 @@ class Buffers(RuleBasedStateMachine):
 
     def finish_evaluations(self, epoch: Epoch) -> None:
         for version in self.rules_.open_evaluations(epoch.state):
-            if self.rules_.complete(epoch.state, self.rules_.sizes.evaluation_orders(version)):
+            orders = self.rules_.sizes.evaluation_orders(version)
+            if why := self.rules_.hopeless(epoch.state, version):
+                if epoch.state.next_batch >= self.rules_.batches:
+                    epoch.do(training.missed(self.rules_, epoch.state, version, why, self.now))
+            elif self.rules_.all_over(epoch.state, orders):
                 epoch.do(training.evaluated(self.rules_, epoch.state, version, "rows", self.now))
 
     @rule(rounds=st.integers(1, 8))

@@ -1,0 +1,79 @@
+"""A Ray that is started on this machine: what it needs, and why no worker process of it comes up."""
+
+import os
+import re
+import shlex
+import sys
+import time
+from pathlib import Path
+
+import ray
+from ray._common.utils import get_default_ray_temp_dir
+from ray.exceptions import RayError, RayTaskError
+
+from actors.placement import beside_the_driver
+from common.blame import describe
+from conf.errors import UserError
+
+LONGEST_SOCKET = 107  # bytes of a Unix socket's path, in Linux
+SOCKET = "session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"  # Ray's, below its folder
+LOOK_S = 20.0  # between two looks at what Ray has written
+PATIENCE_S = 600.0  # for a first worker, where Ray says nothing
+TROUBLE = re.compile(r"Error\b|No such file|not found|[Pp]ermission denied|cannot ")
+
+
+def check_temp_dir(temp_dir: str | None) -> None:
+    """Raises UserError if Ray cannot have its folder there (None: where Ray itself would)."""
+    folder = Path(temp_dir or get_default_ray_temp_dir()).absolute()
+    name = "ray.temp_dir" if temp_dir else "the folder of Ray's files (by RAY_TMPDIR or TMPDIR, else below /tmp)"
+    excess = len(os.fsencode(folder / SOCKET)) - LONGEST_SOCKET
+    if excess > 0:
+        raise UserError(
+            f"{name} is {folder}, by {excess} bytes too long for the sockets that Ray makes in it: give a shorter "
+            "ray.temp_dir, such as /tmp/ray"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        trial = folder / f".trial-{os.getpid()}"
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        raise UserError(
+            f"{name} is {folder}, which cannot be written to ({error.strerror}): give another ray.temp_dir"
+        ) from error
+
+
+def own_python() -> dict[str, str]:
+    """For a runtime_env: this Python's path as Ray needs it, which hands it to a shell without quotes."""
+    quoted = shlex.quote(sys.executable)
+    return {"py_executable": quoted} if quoted != sys.executable else {}
+
+
+def wait_for_a_worker(session_dir: str) -> None:
+    """Until a first worker process of this node has started, and can import what actors are made of.
+
+    Raises UserError with Ray's reason if none does: Ray itself would try for ever. session_dir: of Ray's files.
+    """
+    first = ray.remote(num_cpus=0, max_retries=0)(_import_actors).options(**beside_the_driver()).remote()
+    deadline = time.monotonic() + PATIENCE_S
+    while not ray.wait([first], timeout=LOOK_S)[0]:
+        logs = Path(session_dir) / "logs"
+        reason = _last_trouble(logs / "raylet.err")
+        if reason or time.monotonic() > deadline:
+            raise UserError(f"Ray's worker processes do not start here: {reason or 'nobody says why'} (logs: {logs})")
+    try:
+        ray.get(first)
+    except RayTaskError as error:
+        raise UserError(f"a worker process cannot use this checkout: {describe(error.cause)}") from error
+    except RayError as error:
+        raise UserError(f"Ray's worker processes do not start here: {describe(error)}") from error
+
+
+def _import_actors() -> None:
+    """What this module imports, and with it the package."""
+
+
+def _last_trouble(log: Path) -> str:
+    """The last line that tells of an error; empty if there is none."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+    return next((line.strip() for line in reversed(lines) if TROUBLE.search(line)), "")
