@@ -67,10 +67,12 @@ def _durable(state: State) -> int:
 
 
 class World:
-    def __init__(self, rules: Rules, faults: int, kinds: frozenset[str]) -> None:
+    def __init__(self, rules: Rules, faults: int, kinds: frozenset[str], sick: str = "") -> None:
+        """sick: the worker, if any, at whose place everything raises."""
         self.rules = rules
         self.faults = faults
         self.kinds = kinds
+        self.sick = sick
 
     def start(self, bad: frozenset[str] = frozenset()) -> Node:
         step = training.trained(self.rules, State(), -1, Version(0, "0"), "0", "", "", 0.0)
@@ -111,6 +113,9 @@ class World:
                 if lost is not None:  # journaled, but the buffer died before it could answer
                     yield self._restart(worse._replace(disk=lost))
         for place, job in enumerate(node.workers):
+            if job is None and "answer" in self.kinds:  # it was given work, and does not know
+                for after, _ in [*self._claims(worse, place), *self._leases(worse, place)]:
+                    yield after._replace(workers=node.workers)
             if job is None or job[0] == "hung":
                 continue
             if "worker" in self.kinds:
@@ -169,6 +174,8 @@ class World:
 
     def _delivered(self, node: Node, call: Any, worker: str | None) -> tuple[Node, State | None]:
         kind, *rest = call
+        if worker is not None and worker == self.sick:
+            return self._failed_by_its_place(node, kind, rest, worker)
         if kind == "add":
             order_id, version, attempt = rest
             digest = f"{order_id}@{version.digest}.{attempt}"
@@ -184,6 +191,17 @@ class World:
             return self._trained(node, *rest)[0], None
         after = self._apply(node, step)
         return after, after.disk if step.records else None
+
+    def _failed_by_its_place(self, node: Node, kind: str, rest: Any, worker: str) -> tuple[Node, State | None]:
+        if kind == "scores":
+            after, disk = self._raised(node, *rest, worker)
+        else:
+            step = rollouts.order_failed(self.rules, node.state, rest[0], worker, "it raises", 0.0)
+            after = self._apply(node, step)
+            disk = after.disk
+        if any(work.set_aside for work in after.state.work.values()):
+            raise Violation(f"pictures are set aside by what fails at the place of {worker} alone")
+        return after, disk
 
     def _raised(self, node: Node, order_id: str, table: str, worker: str | None) -> tuple[Node, State | None]:
         reasons = dict.fromkeys(self.rules.sizes.trajectory_ids(order_id), "it raises")

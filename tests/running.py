@@ -90,12 +90,11 @@ class Launched:
 
 
 @contextmanager
-def launched(
-    *arguments: str, cwd: Path, fault: str = "", delays: str = "", dashboard: bool = False
-) -> Iterator[Launched]:
-    """Starts `launch.py` with these arguments. `fault` and `delays`: see faults/sitecustomize.py."""
+def launched(*arguments: str, cwd: Path, fault: str = "", dashboard: bool = False, **faults: str) -> Iterator[Launched]:
+    """Starts `launch.py` with these arguments. `fault`, and `delays`, `sick` and so on: see faults/sitecustomize.py."""
     temp = Path(tempfile.mkdtemp(prefix="ddpo-"))  # short, because Ray's socket paths must be
-    environment = dict(os.environ, PYTHONPATH=str(FAULTS), FAULT=fault, FAULT_MARK=str(temp / "fault"), DELAYS=delays)
+    environment = dict(os.environ, PYTHONPATH=str(FAULTS), FAULT=fault, FAULT_MARK=str(temp / "fault"))
+    environment |= {name.upper(): value for name, value in faults.items()}
     ray = [f"ray.temp_dir={temp}/ray", f"ray.dashboard={str(dashboard).lower()}"]
     command = [sys.executable, str(ROOT / "launch.py"), *arguments, *ray]
     process = subprocess.Popen(
@@ -117,9 +116,9 @@ def launched(
         shutil.rmtree(temp, ignore_errors=True)
 
 
-def launch(*arguments: str, cwd: Path, delays: str = "") -> subprocess.CompletedProcess[str]:
+def launch(*arguments: str, cwd: Path, **faults: str) -> subprocess.CompletedProcess[str]:
     """Runs `launch.py` to its end."""
-    with launched(*arguments, cwd=cwd, delays=delays) as run:
+    with launched(*arguments, cwd=cwd, **faults) as run:
         output, errors = run.process.communicate(timeout=TIMEOUT_S)
         return subprocess.CompletedProcess(run.process.args, run.process.returncode, output, errors)
 

@@ -1,10 +1,13 @@
 """TrajectoryBuffer with its files: restarts, late and wrong calls, failures, damage, retention, evaluations, epochs."""
 
+import itertools
+import os
 import resource
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import pytest
 from buffer.buffer import TrajectoryBuffer
 from buffer.combination import Combination
 from buffer.errors import Refused, RunStopped
+from buffer.messages import Claim, Lease
 from buffer.orders import Plan, Version, parse
 from buffer.schema import tensors_of
 from buffer.state import restarted
@@ -275,6 +279,190 @@ def test_reopened_pictures_are_scored_by_every_reward(tmp_path: Path) -> None:
     b = buffer(tmp_path, **settings)
     finish(b)
     assert all(row["size"] is not None and row["other"] is not None for row in rows(tmp_path)[0])
+
+
+def test_a_place_where_everything_fails_sets_nothing_aside_while_another_works(tmp_path: Path) -> None:
+    """As on a sick device: what fails there goes to the other, whose turn it is, and is made there."""
+    b = buffer(tmp_path, batches=1)
+    start(b)
+    held = b.claim("sampler-1.0")
+    assert held
+    for incarnation in range(3):
+        claim = b.claim(f"sampler-0.{incarnation}")
+        assert claim and claim.order.order_id == f"b00000.0{incarnation + 1}"  # never the one that failed here before
+        b.order_failed(claim.order.order_id, f"sampler-0.{incarnation}", "boom")
+    assert b.claim("sampler-0.3") is None
+    assert b.add(held.order.order_id, held.version, rolled_out(held.order, held.version))
+    while roll_out(b, "sampler-1.0"):
+        pass
+    finish(b)
+    assert b.status()["set_aside"] == 0
+
+
+def test_pictures_that_fail_at_one_place_of_a_reward_are_scored_at_another(tmp_path: Path) -> None:
+    b = buffer(tmp_path, batches=1)
+    start(b)
+    while roll_out(b):
+        pass
+    assert b.lease("size", "reward-size-1.0")
+    seen = []
+    while lease := b.lease("size", "reward-size-0.0"):
+        seen.append(lease.order_id)
+        b.pictures_failed("size", lease.order_id, lease.table_digest, "reward-size-0.0", {lease_id(lease): "boom"})
+    assert seen == ["b00000.01", "b00000.02", "b00000.03"]
+    while score(b, worker="reward-size-1.0"):
+        pass
+    assert train(b) and b.status()["set_aside"] == 0
+
+
+def lease_id(lease: Lease) -> int:
+    """Of its first picture."""
+    return int(lease.table["trajectory_id"][0].as_py())
+
+
+def last_order(b: TrajectoryBuffer, worker: str) -> Claim:
+    """Of a batch whose other orders are rolled out: nobody has another to go to."""
+    claim = b.claim(worker)
+    assert claim and claim.order.order_id == "b00000.03"
+    return claim
+
+
+def test_work_that_fails_at_two_places_is_set_aside(tmp_path: Path) -> None:
+    b = buffer(tmp_path, batches=1)
+    start(b)
+    for _ in range(3):
+        roll_out(b, "sampler-1.0")
+    b.order_failed(last_order(b, "sampler-0.0").order.order_id, "sampler-0.0", "boom")
+    assert b.claim("sampler-0.1") is None  # it is the other's turn
+    b.order_failed(last_order(b, "sampler-1.0").order.order_id, "sampler-1.0", "boom")
+    b.order_failed(last_order(b, "sampler-0.1").order.order_id, "sampler-0.1", "boom")
+    assert b.status()["set_aside_by_reason"] == {"boom": 2}
+
+
+def test_the_place_that_is_left_tries_what_failed_there(tmp_path: Path) -> None:
+    """The other died, or hangs: without it nothing would ever be set aside, and the run would stand still."""
+    now = [0.0]
+    b = buffer(tmp_path, batches=1, clock=lambda: now[0])
+    start(b)
+    assert b.claim("other.0")
+    claim = b.claim("one.0")
+    assert claim
+    b.order_failed(claim.order.order_id, "one.0", "boom")
+    skipped = b.claim("one.0")
+    assert skipped and skipped.order.order_id != claim.order.order_id
+    assert b.add(skipped.order.order_id, skipped.version, rolled_out(skipped.order, skipped.version))
+    now[0] = 11.0  # the other has not asked for longer than a claim may take
+    assert [c.order.order_id for c in iter(lambda: roll_out(b, "one.0"), None)].count(claim.order.order_id) == 1
+
+
+def test_who_did_not_hear_the_answer_asks_again_and_hears_it(tmp_path: Path) -> None:
+    b = buffer(tmp_path, batches=1)
+    start(b)
+    claim = b.claim("s0")
+    assert claim == b.claim("s0")
+    other = b.claim("s1")
+    assert claim and other and other.order != claim.order
+    assert b.add(claim.order.order_id, claim.version, rolled_out(claim.order, claim.version))
+    lease = b.lease("size", "r0")
+    assert lease and lease == b.lease("size", "r0")
+    assert b.add_scores("size", lease.order_id, lease.table_digest, scored(lease))
+    assert b.claim("s1") == other
+    assert b.claim("s0") not in (claim, other)
+
+
+def test_who_works_on_what_others_failures_set_aside_is_not_late(tmp_path: Path) -> None:
+    now = [0.0]
+    b = buffer(tmp_path, batches=1, clock=lambda: now[0])
+    start(b)
+    for _ in range(3):
+        roll_out(b, "slow")
+    last_order(b, "slow")
+    now[0] = 21.0
+    assert b.overdue() == ["slow"]
+    for worker in ("s1", "s2", "s1"):
+        b.order_failed(last_order(b, worker).order.order_id, worker, "boom")
+    assert b.status()["set_aside"] == 2 and b.overdue() == []
+
+
+def test_a_learner_that_hangs_is_overdue(tmp_path: Path) -> None:
+    now = [0.0]
+    b = buffer(tmp_path, batches=1, train_timeout_s=100.0, clock=lambda: now[0])
+    start(b)
+    for _ in range(4):
+        roll_out(b)
+        score(b)
+    assert b.take("learner-0.0")
+    now[0] = 99.0
+    assert b.overdue() == []
+    now[0] = 101.0
+    assert b.overdue() == ["learner-0.0"]
+    b.worker_died("learner-0.0")
+    assert train(b, "learner-0.1")
+
+
+def test_nobody_is_late_by_a_disk_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    b = buffer(tmp_path, batches=2, train_timeout_s=10.0, clock=lambda: now[0])
+    start(b)
+    for _ in range(4):
+        roll_out(b)
+        score(b)
+    assert b.take("learner") and b.claim("sampler") and roll_out(b, "another") and b.lease("size", "reward")
+    fsync = os.fsync
+
+    def hangs(fd: int) -> None:
+        now[0] += 120.0
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", hangs)
+    assert roll_out(b, "another")
+    monkeypatch.undo()
+    assert now[0] >= 360.0 and b.overdue() == []
+    now[0] += 30.0
+    assert b.overdue() == ["learner", "reward", "sampler"]
+
+
+@pytest.mark.parametrize(
+    ("first", "later"),
+    [(1, "one"), (1.5, True), ("one", ["one"]), ([1], ["one"]), (True, 1), (["one"], [1.5])],
+)
+def test_a_reward_that_answers_in_other_types_stops_the_run_and_goes_on_when_mended(
+    first: Any, later: Any, tmp_path: Path
+) -> None:
+    """Each answer by itself is as it should be, and no batch could be put together of both."""
+    clock = partial(next, itertools.count(1000.0))
+    b = buffer(tmp_path, batches=1, clock=clock)
+    start(b)
+    while roll_out(b):
+        pass
+    lease = b.lease("size", "r0")
+    assert lease
+    assert b.add_scores("size", lease.order_id, lease.table_digest, scored(lease, found=[first] * 2))
+    lease = b.lease("size", "r0")
+    assert lease
+    with pytest.raises(RunStopped, match=r"Reward size put .* into its column 'found'"):
+        b.add_scores("size", lease.order_id, lease.table_digest, scored(lease, found=[later] * 2))
+    with pytest.raises(RunStopped):
+        b.take("learner")
+    b = buffer(tmp_path, batches=1, clock=clock)  # mended the other way: what the first answer said is said again
+    publish(b)
+    while lease := b.lease("size", "r0"):
+        assert b.add_scores("size", lease.order_id, lease.table_digest, scored(lease, found=[later] * 2))
+    assert b.take("learner") is None and "is scored with size again" in b.notes[0]
+    while lease := b.lease("size", "r0"):
+        assert b.add_scores("size", lease.order_id, lease.table_digest, scored(lease, found=[later] * 2))
+    assert train(b)
+    assert {str(row["size.found"]) for row in rows(tmp_path)[0]} == {str(later)}
+
+
+def test_numbers_of_both_kinds_and_cells_that_are_left_out_are_one_type(tmp_path: Path) -> None:
+    b = buffer(tmp_path, batches=1)
+    start(b)
+    for answer in ({"found": [1, 2]}, {"found": [1.5, None]}, {"found": [None, None]}, {}):
+        roll_out(b)
+        lease = b.lease("size", "r0")
+        assert lease and b.add_scores("size", lease.order_id, lease.table_digest, scored(lease, **answer))
+    assert train(b)
 
 
 def test_five_deaths_at_the_same_order_stop_the_run_but_not_deaths_of_nodes(tmp_path: Path) -> None:
@@ -570,14 +758,66 @@ def test_an_evaluation_that_cannot_be_served_is_missed(tmp_path: Path) -> None:
     assert buffer(tmp_path, evaluate_versions=(0, 3), batches=4).finished
 
 
-def test_a_reward_that_fails_on_an_evaluation_stops_and_goes_on_when_mended(tmp_path: Path) -> None:
+def test_an_evaluation_shows_what_there_is_and_stops_nothing(tmp_path: Path) -> None:
+    """Half of its pictures fail, far above max_failed_share, and training does not hear of it."""
     b = buffer(tmp_path, evaluate_versions=(0, 3))
     start(b)
-    with pytest.raises(RunStopped, match="the evaluation of version 0"):
-        fail_everything(b, orders=2)
+    fail_everything(b, orders=1)
+    assert b.stop is None
+    finish(b)
+    assert b.evaluations()[0]["reward"].null_count == 2 and b.evaluations()[3]["reward"].null_count == 0
+
+
+def test_an_evaluation_that_comes_to_nothing_is_left_for_the_next_start(tmp_path: Path) -> None:
+    b = buffer(tmp_path, evaluate_versions=(0, 3))
+    start(b)
+    fail_everything(b, orders=2)
+    assert b.stop is None and "left for the next start" in b.notes[0] and "no such model" in b.notes[0]
+    for _ in range(4):
+        roll_out(b)
+        score(b)
+    assert train(b)  # the batch did not wait
     mended = buffer(tmp_path, evaluate_versions=(0, 3))
     finish(mended)
     assert mended.evaluations()[0]["reward"].null_count == 0
+
+
+def test_an_evaluation_that_comes_to_nothing_is_missed_at_the_end(tmp_path: Path) -> None:
+    b = buffer(tmp_path, evaluate_versions=(3,))
+    finish(buffer(tmp_path, evaluate_versions=()))
+    b = buffer(tmp_path, evaluate_versions=(3,))
+    start(b)
+    fail_everything(b, orders=2)
+    assert b.finished and b.status()["evaluations_missed"] == [3]
+
+
+def test_deaths_at_an_evaluation_stop_nothing(tmp_path: Path) -> None:
+    b = buffer(tmp_path, evaluate_versions=(0, 3))
+    start(b)
+    for worker in range(5):
+        claim = b.claim(f"s{worker}")
+        assert claim and claim.order.order_id == "e00000.00"
+        b.worker_died(f"s{worker}")
+    assert b.stop is None and "5 workers died on its order e00000.00" in b.notes[0]
+    claim = b.claim("s9")
+    assert claim and claim.order.order_id == "e00000.01"
+    b.worker_died("s9")
+    finish(b)
+    assert b.status()["evaluations_missed"] == [0] and 3 in b.evaluations()
+
+
+@pytest.mark.parametrize("k", [0, 1, 2])
+def test_an_evaluation_is_scored_though_the_reward_always_has_more_to_do(k: int, tmp_path: Path) -> None:
+    """Samplers are always ahead, and the reward scores one order after the other: batches, and evaluations in turn."""
+    b = buffer(tmp_path, max_staleness=k, batches=8, evaluate_versions=tuple(range(8)))
+    start(b)
+    while b.state.next_batch < 8:
+        while roll_out(b):
+            pass
+        score(b)
+        train(b)
+        publish(b)
+        assert len(b.evaluations()) >= b.state.next_batch - k - 1, "evaluations starve"
 
 
 # ---- epochs

@@ -21,7 +21,7 @@ from buffer.rules import Rules
 from buffer.state import File, Hold, Record, Score, State, Step, Trained, Work, fold, restarted, work_of
 from tests.protocol_world import REWARD, TIMEOUT, Violation, World
 
-EVERYTHING = frozenset({"buffer", "worker", "hang", "learner", "damage"})
+EVERYTHING = frozenset({"buffer", "worker", "hang", "learner", "damage", "answer"})
 SIZES = Sizes(batch_size=2, order_size=1, evaluation_count=1)
 
 
@@ -173,6 +173,13 @@ class NoTimeouts(Rules):
         return []
 
 
+class NoSecondAnswer(Rules):
+    """[5] Who asks again is given other work, though what it has already is all that is left."""
+
+    def held(self, holds: tuple[Hold, ...], worker: str) -> bool:
+        return False
+
+
 class NoFrozenRoster(Rules):
     """[8] `trained` asks for the number of the batch only, not for what it was trained on."""
 
@@ -212,6 +219,7 @@ class PublishesTheNewest(Rules):
         (LastTableWins, 1, "hang"),
         (NoDigestOfScores, 1, "damage"),
         (NoTimeouts, 1, "hang"),
+        (NoSecondAnswer, 1, "answer"),
         (NoFrozenRoster, 1, "damage"),
         (OwnPathCounts, 2, "learner"),
         (KeepsOnlyK, 2, "buffer"),
@@ -223,6 +231,23 @@ def test_a_run_goes_wrong_without(mutant: type[Rules], batches: int, fault: str 
     search(World(small(batches=batches), int(fault is not None), kinds))  # with the rule all is well
     with pytest.raises(Violation):
         search(World(small(mutant, batches), int(fault is not None), kinds))
+
+
+class OnePlaceSuffices(Rules):
+    """[7] Three failures set work aside, wherever they were."""
+
+    def spares(self, state: State, work: Work, reward: str, worker: str, now: float) -> bool:
+        return False
+
+    def is_set_aside(self, state: State, reward: str, places: tuple[str, ...], now: float) -> bool:
+        return len(places) >= 3
+
+
+def test_a_place_where_everything_fails_costs_no_picture_while_another_works() -> None:
+    for faults, kinds in ((0, frozenset[str]()), (1, frozenset({"buffer"})), (1, frozenset({"learner"}))):
+        assert search(World(small(batches=2), faults, kinds, sick="a")) > 50
+    with pytest.raises(Violation):
+        search(World(small(OnePlaceSuffices, batches=2), 0, frozenset(), sick="a"))
 
 
 class UnjournaledBinding(World):

@@ -6,6 +6,10 @@ where it is on PYTHONPATH.
                                 Only the first to get there stops: whoever takes its place goes on.
     FAULT=@file                 the same from a file, for actors of a cluster that outlives the test's run
     DELAYS=module:function:s,...    every call of these functions first waits s seconds
+    DELAYS=module:function:s:n,...  only the n-th does, in each process
+    SICK=module:function:worker     every call of that function raises what a lost device raises, in workers whose name
+                                    begins so
+    STILLBORN=text                  a Python with this text on its command line does not start, and says why
     (Class.method for a method)
 
 The project's code knows nothing of it.
@@ -41,6 +45,27 @@ def stop_at(call: int) -> Callable[[], None]:
                     signal.pause()
 
     return before
+
+
+def delay(seconds: float, call: int | None) -> Callable[[], None]:
+    """Waits at each call, or at its `call`-th alone."""
+    calls = 0
+
+    def before() -> None:
+        nonlocal calls
+        calls += 1
+        if call in (None, calls):
+            time.sleep(seconds)
+
+    return before
+
+
+def lose_device(worker: str) -> None:
+    import ray
+    import torch
+
+    if (ray.get_runtime_context().get_actor_name() or "").startswith(worker):
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
 
 
 def wrap(module: ModuleType, path: str, before: Callable[[], None]) -> None:
@@ -88,6 +113,13 @@ if fault.startswith("@"):
 if fault:
     fault_module, fault_path, fault_call = fault.split(":")
     sys.meta_path.insert(0, FaultFinder(fault_module, fault_path, stop_at(int(fault_call))))
-for delay in filter(None, os.environ.get("DELAYS", "").split(",")):
-    slow_module, slow_path, seconds = delay.split(":")
-    sys.meta_path.insert(0, FaultFinder(slow_module, slow_path, functools.partial(time.sleep, float(seconds))))
+for slow in filter(None, os.environ.get("DELAYS", "").split(",")):
+    slow_module, slow_path, seconds, *nth = slow.split(":")
+    sys.meta_path.insert(0, FaultFinder(slow_module, slow_path, delay(float(seconds), int(nth[0]) if nth else None)))
+if sick := os.environ.get("SICK"):
+    sick_module, sick_path, sick_worker = sick.split(":")
+    sys.meta_path.insert(0, FaultFinder(sick_module, sick_path, functools.partial(lose_device, sick_worker)))
+if (stillborn := os.environ.get("STILLBORN")) and stillborn in Path("/proc/self/cmdline").read_text():
+    sys.stderr.write("ImportError: libcudart.so.99: cannot open shared object file\n")
+    sys.stderr.flush()
+    os._exit(1)

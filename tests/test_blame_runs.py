@@ -1,0 +1,145 @@
+"""Real runs in which something fails that is not the work's fault: each ends as it should, and nothing else is lost."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from buffer.orders import Plan
+from tests.pipelines import tiny_pipeline
+from tests.running import launch
+from tests.test_main_job import assert_same_run, small, trajectories, user_reward
+
+BATCHES = 2
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_pipeline(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    work = tmp_path_factory.mktemp("undisturbed")
+    done = launch(*command(model), cwd=work)
+    assert done.returncode == 0, done.stderr
+    return work / "runs" / "run"
+
+
+def command(model: Path, *settings: str) -> list[str]:
+    return small(model, "run", f"run.batches={BATCHES}", f"evaluation.every={BATCHES}", *settings)
+
+
+def the_sentence(errors: str) -> str:
+    """What a run ended with: one line, and no traceback."""
+    (line,) = errors.strip().splitlines()
+    assert line.startswith("launch.py: ") and len(line) <= 520, line
+    return line
+
+
+SICK = "policy.rollout:rollout:sampler-0"
+
+
+def test_a_sampler_on_a_sick_device_costs_no_picture_while_another_works(
+    model: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    done = launch(*command(model, "samplers.count=2"), cwd=tmp_path, sick=SICK)
+    assert done.returncode == 0, done.stderr
+    assert "sampler-0.0 died (AcceleratorError: CUDA error" in done.stdout
+    assert_same_run(undisturbed, tmp_path / "runs" / "run")
+
+
+def test_the_only_sampler_on_a_sick_device_ends_the_run_which_goes_on_elsewhere(
+    model: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    done = launch(*command(model), cwd=tmp_path, sick=SICK)
+    assert done.returncode == 2, done.stdout
+    assert "sampler-0 failed 5 times in a row" in the_sentence(done.stderr) and "CUDA error" in done.stderr
+    done = launch(*command(model), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(undisturbed, tmp_path / "runs" / "run")
+
+
+COLUMN_BY_ACTOR = """
+        from rewards.base import Scores
+        import ray, pathlib
+        second = ray.get_runtime_context().get_actor_name().startswith("reward-mine-1")
+        kind = "text" if second and not pathlib.Path("mended").exists() else 1
+        return Scores(np.zeros(len(images), np.float32), {"kind": [kind] * len(images)})
+"""
+
+
+def test_a_reward_that_answers_in_other_types_ends_the_run_which_goes_on_when_it_is_mended(
+    model: Path, tmp_path: Path
+) -> None:
+    """One actor of its pool puts numbers into a column, the other text; each by itself is as it should be."""
+    words = command(model, "rewards.mine.count=2", *user_reward(tmp_path, COLUMN_BY_ACTOR.strip()))
+    done = launch(*words, cwd=tmp_path, delays="buffer.scoring:add_scores:0.5")
+    assert done.returncode == 2, done.stdout
+    assert "Reward mine" in the_sentence(done.stderr) and "'kind'" in done.stderr
+    (tmp_path / "mended").touch()
+    done = launch(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = trajectories(tmp_path / "runs" / "run")
+    assert len(rows) == BATCHES * 8 and all(row["set_aside"] is None for row in rows)
+
+
+def test_a_buffer_whose_disk_hangs_for_two_minutes_costs_only_the_time(
+    model: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """Nobody is late by it, though all time-outs are shorter."""
+    patience = ["rewards.compressibility.timeout_s=60", "buffer.claim_timeout_s=60", "learner.timeout_s=60"]
+    done = launch(*command(model, *patience), cwd=tmp_path, delays="buffer.journal:os.fsync:120:60")
+    assert done.returncode == 0, done.stderr
+    assert "the buffer does not answer" in done.stdout and "the buffer answers again" in done.stdout
+    assert "died" not in done.stdout
+    assert_same_run(undisturbed, tmp_path / "runs" / "run")
+
+
+BROKEN_PROMPT = """
+        if any(prompt == "a broken one" for prompt in prompts): raise ValueError("too dark")
+        return images.mean(axis=(1, 2, 3)).astype(np.float32)
+"""
+
+
+def test_an_evaluation_with_a_broken_picture_stops_nothing(model: Path, tmp_path: Path) -> None:
+    """One of its pictures always fails, and max_failed_share allows none; no batch has such a picture."""
+    listed = [f"prompt {number}" for number in range(20)] + ["a broken one"] + [f"prompt {n}" for n in range(20, 39)]
+    plans = [Plan(seed, tuple(listed), 8, 2, 40) for seed in range(200)]
+    seed = next(
+        plan.seed
+        for plan in plans
+        if not any("a broken one" in order.prompts for batch in range(BATCHES) for order in plan.batch(batch))
+    )
+    prompts = f"prompts.list=[{','.join(listed)}]"
+    words = command(model, *user_reward(tmp_path, BROKEN_PROMPT.strip()), prompts, f"run.seed={seed}")
+    done = launch(*words, "evaluation.count=40", "buffer.max_failed_share=0", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run_dir = tmp_path / "runs" / "run"
+    for file in (run_dir / "evaluation").glob("*.parquet"):
+        rows = pq.read_table(file).to_pylist()
+        assert len(rows) == 40 and [row["prompt"] for row in rows if row["set_aside"]] == ["a broken one"]
+    assert all(row["set_aside"] is None for row in trajectories(run_dir))
+
+
+def test_a_worker_that_cannot_start_ends_the_run_with_rays_reason(model: Path, tmp_path: Path) -> None:
+    done = launch(*command(model), cwd=tmp_path, stillborn="default_worker.py")
+    assert done.returncode == 2, done.stdout
+    assert "libcudart.so.99" in the_sentence(done.stderr)
+    assert not (tmp_path / "runs" / "run").exists()
+
+
+def test_modules_of_other_names_beside_the_user_take_nobodys_place(model: Path, tmp_path: Path) -> None:
+    """The folder where he stands comes last: files with the names of Python's modules, of libraries and of ours."""
+    for name in ("types", "random", "queue", "uuid", "numpy", "torch", "PIL", "rewards", "conf", "buffer", "policy"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('this is not the module you look for')")
+    mine = user_reward(tmp_path, "return images.mean(axis=(1, 2, 3)).astype(np.float32)")
+    done = launch(*command(model, *mine), cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_module_that_takes_the_actors_place_is_told(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "actors.py").touch()
+    done = launch(*command(model), cwd=tmp_path)
+    assert done.returncode == 2 and "actors" in the_sentence(done.stderr), done.stderr
+    assert not (tmp_path / "runs" / "run").exists()
