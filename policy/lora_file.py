@@ -148,7 +148,7 @@ def _as_diffusers_does(file: Path, network: UNet2DConditionModel, source: str) -
 
 def _find(path: Path, source: str) -> Path:
     """The file itself; of a folder the one that diffusers would take, if there is no doubt which."""
-    if path.is_dir():
+    if path.is_dir() and not source.endswith("="):  # no path at all would be this folder
         inside = sorted(file for file in path.iterdir() if file.is_file())
         found = [file for file in inside if file.suffix == SUFFIX and not re.search(NO_LORA, file.name)]
         found = [file for file in found if file.name == WEIGHT_NAME] or found

@@ -61,11 +61,11 @@ class Tokens:
         Raises UserError if two prompts are one to the model: each would have statistics of its own.
         """
         seen: dict[tuple[int, ...], int] = {}
-        cut = []
+        cut: dict[int, int] = {}  # tokens of the prompts that have too many, by index
         for index, prompt in enumerate(prompts):
             ids = self.tokenizer(self.expanded(prompt), verbose=False).input_ids
             if len(ids) > self.length:
-                cut.append((prompt, len(ids)))
+                cut[index] = len(ids)
             if max(ids) >= self.vocabulary:
                 raise UserError(
                     f"Prompt {index + 1} ({_start(prompt)}) has a token that the tokenizer knows ({max(ids)}) and the "
@@ -75,18 +75,18 @@ class Tokens:
             told = tuple(self.encode(prompt).input_ids[0].tolist())
             if told in seen:
                 other = seen[told]
-                why = f"cut after {self.length} tokens" if len(ids) > self.length else "read by the model's tokenizer"
+                why = f"cut after {self.length} tokens" if {index, other} & cut.keys() else "read by its tokenizer"
                 raise UserError(
                     f"Prompts {other + 1} ({_start(prompts[other])}) and {index + 1} ({_start(prompt)}) are the same "
-                    f"when {why}; leave one of them out."
+                    f"to the model, {why}; leave one of them out."
                 )
             seen[told] = index
         if not cut:
             return []
-        prompt, count = cut[0]
+        first, count = next(iter(cut.items()))
         return [
             f"{len(cut)} of {len(prompts)} prompts are longer than the {self.length} tokens that the model reads, and "
-            f"what is beyond is cut off: the first is {_start(prompt)}, of {count} tokens"
+            f"are cut there: the first is {_start(prompts[first])}, of {count} tokens"
         ]
 
 
