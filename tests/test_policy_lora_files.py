@@ -267,6 +267,10 @@ def first(state: dict[str, Tensor]) -> str:
     return next(iter(state)).rpartition(".lora_")[0]
 
 
+def pair(layer: str) -> dict[str, Tensor]:
+    return {f"{layer}.lora_{end}.weight": torch.ones(4, 4) for end in "AB"}
+
+
 REFUSED = [
     ("DoRA", lambda s: unet(s) | {f"unet.{first(s)}.lora_magnitude_vector": torch.ones(16)}, {}, "a DoRA"),
     ("kohya's DoRA", lambda s: kohya(s, 4.0) | {"lora_unet_mid_block_x.dora_scale": torch.ones(16)}, {}, "a DoRA"),
@@ -285,13 +289,13 @@ REFUSED = [
     ("a UNet", lambda s: {"conv_in.weight": torch.ones(4)}, {}, "'conv_in.weight'"),
     ("an optimizer", lambda s: {"x.exp_avg": torch.ones(4)}, {}, "'x.exp_avg'"),
     ("something else beside", lambda s: unet(s) | {"emb.weight": torch.ones(4)}, {}, "'emb.weight'"),
-    ("alphas in diffusers' layout", lambda s: unet(s) | {"unet.x.alpha": torch.ones(())}, {}, "'unet.x.alpha'"),
+    ("alphas in diffusers' layout", lambda s: unet(s) | {"unet.x.alpha": torch.ones(())}, {}, "'x.alpha'"),
     ("empty", lambda s: {}, {}, "holds nothing"),
-    ("another model", lambda s: {f"unet.down_blocks.7.x.lora_{e}.weight": torch.ones(4, 4) for e in "AB"}, {}, "down_bl"),
-    ("SDXL of kohya", lambda s: kohya({f"input_blocks.4.1.proj_in.lora_{e}.weight": torch.ones(4, 4) for e in "AB"}, 1), {}, "down_blocks"),
+    ("another model", lambda s: unet(pair("down_blocks.7.x")), {}, "down_blocks.7.x"),
+    ("SDXL of kohya", lambda s: kohya(pair("input_blocks.4.1.proj_in"), 1.0), {}, "down_blocks.4.1."),
     ("other shapes", lambda s: {n: torch.cat([v, v], 1) if "_A" in n else v for n, v in unet(s).items()}, {}, "size"),
     ("half of a pair", lambda s: {n: v for n, v in unet(s).items() if n != min(unet(s))}, {}, "in part only"),
-    ("half of kohya's pair", lambda s: {n: v for n, v in kohya(s, 1.0).items() if "mid_block" not in n or "up" not in n}, {}, "lora_up"),
+    ("half of kohya's pair", lambda s: {n: v for n, v in kohya(s, 1.0).items() if "lora_up" not in n}, {}, "lora_up"),
     ("not finite", lambda s: unet(s) | {min(unet(s)): torch.full_like(s[min(s)], math.nan)}, {}, "not finite"),
     ("higher rank", lambda s: unet(s), {"rank": 2}, "set model.lora.rank=4."),
     ("lower rank", lambda s: unet(s), {"rank": 8}, "set model.lora.rank=4."),
@@ -361,9 +365,7 @@ def test_metadata_that_are_no_settings_are_refused(folder: Path, tmp_path: Path,
         ("x.txt", b"", ".safetensors"),
     ],
 )
-def test_files_of_other_formats_are_refused(
-    folder: Path, tmp_path: Path, name: str, content: bytes, says: str
-) -> None:
+def test_files_of_other_formats_are_refused(folder: Path, tmp_path: Path, name: str, content: bytes, says: str) -> None:
     (tmp_path / name).write_bytes(content)
     assert says in refusal(folder, tmp_path / name)
 
