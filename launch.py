@@ -28,7 +28,7 @@ from evaluation.report import write_report
 from evaluation.summary import Comparison, compare
 from monitoring.display import Display
 from policy.source import check_model
-from policy.stable_diffusion import check_lora, check_schedule, image_size
+from policy.stable_diffusion import check_policy, image_size
 from policy.tokens import check_prompts
 
 
@@ -44,8 +44,7 @@ def main(arguments: list[str]) -> int:
         config = load(arguments)
         validate(config)
         check_model(config.model)
-        check_schedule(config.model, config.sampling)
-        check_lora(config.model)
+        check_policy(config.model, config.sampling)
         prompts = resolve_prompts(config.prompts)
         remarks = check_prompts(config.model, prompts)
         run_dir = Path(config.run.dir) / config.run.name

@@ -118,7 +118,9 @@ def read_part(model: ModelConfig, part: str, read: Callable[[], T]) -> T:
     except Exception as error:  # of every kind: so do libraries say what is wrong with a file
         if is_the_workers(error):
             raise
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        reason = " ".join(str(error).split()).rstrip(".")
+        if isinstance(error, LookupError) or not reason:  # of which the text is only what was looked up
+            reason = f"{type(error).__name__}: {reason}"
         fix = (
             "download or save the pipeline again"
             if Path(model.path).is_dir()

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from packaging.version import Version
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 from transformers.utils import logging as transformers_logging
@@ -46,7 +47,7 @@ class StableDiffusion:
         schedule = _schedule(model, sampling)  # first, because it refuses within milliseconds
         tokens = Tokens.load(model)
 
-        def part(kind: Any, name: str, part_dtype: torch.dtype) -> Any:
+        def part(kind: Any, name: str, part_dtype: torch.dtype, **options: Any) -> Any:
             def read() -> tuple[Any, dict[str, Any]]:
                 return kind.from_pretrained(
                     **place,
@@ -55,20 +56,23 @@ class StableDiffusion:
                     use_safetensors=True,
                     torch_dtype=part_dtype,
                     output_loading_info=True,
+                    **options,
                 )
 
             module, info = read_part(model, name, read)
-            if info["missing_keys"]:
+            missing = sorted(info["missing_keys"]) + sorted(key for key, *_ in info["mismatched_keys"])
+            if missing:
                 raise UserError(
-                    f"model.path={model.path} has no weights for {sorted(info['missing_keys'])[0]} in {name}/; "
-                    "download or save the pipeline again."
+                    f"model.path={model.path} has no weights, or none of its config's shape, for {missing[0]} in "
+                    f"{name}/; download or save the pipeline again."
                 )
             return module.requires_grad_(False).eval().to(device)
 
         transformers_logging.disable_progress_bar()
+        transformers_logging.set_verbosity_error()  # what it reports of missing weights is refused here in a sentence
         unet = part(UNet2DConditionModel, "unet", dtype)
         vae = part(AutoencoderKL, "vae", torch.promote_types(dtype, torch.float32))
-        text_encoder = part(CLIPTextModel, "text_encoder", dtype)
+        text_encoder = part(CLIPTextModel, "text_encoder", dtype, ignore_mismatched_sizes=True)
         _check_unet(unet, vae, model)
         return cls(unet, vae, text_encoder, tokens, schedule.to(device), _grid(model, unet.config))
 
@@ -170,6 +174,13 @@ def check_schedule(model: ModelConfig, sampling: SamplingConfig) -> None:
     _schedule(model, sampling)
 
 
+def check_policy(model: ModelConfig, sampling: SamplingConfig) -> None:
+    """Raises UserError if scheduler, size or LoRA give no policy; reads no weights but those of a LoRA file."""
+    check_schedule(model, sampling)
+    image_size(model)
+    check_lora(model)
+
+
 def check_lora(model: ModelConfig) -> None:
     """Raises UserError if model.lora does not fit the model's UNet; reads no weights but those of the LoRA file."""
     network = without_weights(_config(model, UNet2DConditionModel, "unet"), torch.float32)
@@ -211,6 +222,9 @@ def _config(model: ModelConfig, kind: Any, part: str) -> Mapping[str, Any]:
 def _grid(model: ModelConfig, unet_config: Mapping[str, Any]) -> tuple[int, int]:
     """(H, W) of the latents."""
     size = unet_config["sample_size"]
+    before_0_9 = Version(str(unet_config.get("_diffusers_version", "1"))) < Version("0.9.0.dev0")
+    if before_0_9 and isinstance(size, int) and size < 64:
+        size = 64  # as StableDiffusionPipeline, which knows it for a mistake of that time
     sides = (size, size) if isinstance(size, int) else size
     if not (isinstance(sides, list | tuple) and len(sides) == 2 and all(isinstance(n, int) and n > 0 for n in sides)):
         raise UserError(
