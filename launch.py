@@ -28,7 +28,8 @@ from evaluation.report import write_report
 from evaluation.summary import Comparison, compare
 from monitoring.display import Display
 from policy.source import check_model
-from policy.stable_diffusion import check_schedule, image_size
+from policy.stable_diffusion import check_policy, image_size
+from policy.tokens import check_prompts
 
 
 def main(arguments: list[str]) -> int:
@@ -43,8 +44,9 @@ def main(arguments: list[str]) -> int:
         config = load(arguments)
         validate(config)
         check_model(config.model)
-        check_schedule(config.model, config.sampling)
+        check_policy(config.model, config.sampling)
         prompts = resolve_prompts(config.prompts)
+        remarks = check_prompts(config.model, prompts)
         run_dir = Path(config.run.dir) / config.run.name
         with RunLock(run_dir):
             check_resume(run_dir, config, prompts)
@@ -54,7 +56,7 @@ def main(arguments: list[str]) -> int:
             mirroring = Mirroring(mirror, rules(config).served)
             with mirroring, full_disk_stops_the_run(run_dir):
                 if read_record(run_dir).get("finished") != config.run.batches:
-                    train(config, prompts, run_dir, mirroring)
+                    train(config, prompts, run_dir, mirroring, remarks)
                     return 0
                 mirroring.start()
                 mirroring.finish()
@@ -69,15 +71,15 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def train(config: Config, prompts: list[str], run_dir: Path, mirroring: Mirroring) -> None:
-    """Until the run is finished, is stopped by Ctrl-C, or cannot go on."""
+def train(config: Config, prompts: list[str], run_dir: Path, mirroring: Mirroring, remarks: list[str]) -> None:
+    """Until the run is finished, is stopped by Ctrl-C, or cannot go on. First says the remarks."""
     sizes = config.buffer
     plan = Plan(config.run.seed, tuple(prompts), sizes.batch_size, sizes.order_size, config.evaluation.count)
     with cluster(config) as resources, Display(run_dir.name, config.run.batches) as display:
         ctrl_c = CtrlC()  # after Ray has set its own
-        fitted, remarks = effective_gpus(config, resources)
+        fitted, taken_as_0 = effective_gpus(config, resources)
         cluster_fits(fitted, resources)
-        for remark in remarks:
+        for remark in [*remarks, *taken_as_0]:
             display.say(remark)
         with Driver(fitted, run_dir, plan, mirroring) as driver:
             driver.try_rewards(image_size(config.model), display.say)

@@ -14,7 +14,6 @@ Nothing that decides the result lives here: a driver that dies loses nothing, an
 """
 
 import dataclasses
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -241,22 +240,22 @@ class Driver:
 
     @_stops_without_a_buffer()
     def save_lora(self) -> Path:
-        """Copies the newest LoRA, if there is one yet, to `lora/`, where `pipe.load_lora_weights` finds it."""
+        """Writes the newest LoRA, if there is one yet, to `lora/`, with its scale in its weights: for any program."""
         folder = self.run_dir / "lora"
         if (newest := call(self.buffer.current)) is None:
             return folder
         _, recovery_point = newest
-        folder.mkdir(exist_ok=True)
         temporary = folder / "writing.tmp"
-        shutil.copyfile(self.run_dir / recovery_point / lora.WEIGHT_NAME, temporary)
-        temporary.replace(folder / lora.WEIGHT_NAME)
+        with recovery.operating_system_errors():
+            lora.export(lora.read_own(self.run_dir / recovery_point), temporary, self.config.model.lora)
+        (temporary / lora.WEIGHT_NAME).replace(folder / lora.WEIGHT_NAME)
+        temporary.rmdir()
         return folder
 
     def _publish(self, version: Version, recovery_point: str, news: News) -> None:
         """The metrics row first: a driver that dies in between finds the version unpublished and does both again."""
         if version not in self.weights:
-            state = lora.load(self.run_dir / recovery_point, self.config.model.lora)
-            self.weights[version] = [ray.put(state)]
+            self.weights[version] = [ray.put(lora.read_own(self.run_dir / recovery_point))]
         if version.number > 0 and version.number - 1 not in self.log.batches:
             row = recovery.read_metrics(self.run_dir / recovery_point)
             self.log.add_batch(version.number - 1, row | self._pace(version.number, news))

@@ -16,7 +16,6 @@ from conf.load import from_file
 from emoji_world.classifier import accuracy, classify
 from evaluation.grids import captions_of, grid
 from evaluation.summary import Comparison, compare, read_evaluations
-from policy import lora
 from policy.policy import Policy
 from policy.rollout import rollout
 
@@ -35,7 +34,7 @@ def pictures(run_dir: Path, after: bool) -> tuple[list[str], np.ndarray]:
     prompts, seeds = rows["prompt"].to_pylist(), rows["seed"].to_pylist()
     policy = Policy.load(config.model, config.sampling, config.run.seed, "cpu", trainable=False)
     if after:
-        policy.load_lora_state(lora.load(run_dir / "lora", config.model.lora))
+        policy.load_lora(run_dir / "lora", f"The run's LoRA {run_dir / 'lora'}")
     size = config.buffer.order_size
     chunks = [slice(start, start + size) for start in range(0, len(prompts), size)]
     return prompts, np.concatenate([rollout(policy, prompts[chunk], seeds[chunk]).images for chunk in chunks])

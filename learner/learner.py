@@ -90,7 +90,7 @@ class Learner:
 
         Raises UserError if a file of it is missing or damaged, or if it is of other settings than this learner's.
         """
-        point = recovery.read(folder, self.policy)
+        point = recovery.read(folder)
         for name, value in self._settings().items():
             if point.settings.get(name) != value:
                 raise UserError(

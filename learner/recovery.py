@@ -58,7 +58,7 @@ def write(folder: Path, point: RecoveryPoint, policy: Policy) -> None:
     with full_disk_stops_the_run(folder):
         try:
             temporary.mkdir(parents=True)
-            with _operating_system_errors():
+            with operating_system_errors():
                 policy.save_lora(temporary)
                 save_file(point.optimizer, temporary / OPTIMIZER)
             body = {
@@ -82,7 +82,7 @@ def write(folder: Path, point: RecoveryPoint, policy: Policy) -> None:
             raise
 
 
-def read(folder: Path, policy: Policy) -> RecoveryPoint:
+def read(folder: Path) -> RecoveryPoint:
     """The recovery point in `folder`, every byte checked. Raises UserError naming the file that is not as written."""
     body = _read_state(folder)
     for name, digest in body["files"].items():
@@ -92,7 +92,7 @@ def read(folder: Path, policy: Policy) -> RecoveryPoint:
             raise _damaged(folder / name, "is not as it was written (truncated or changed)")
     return RecoveryPoint(
         version=Version(*body["version"]),
-        lora=lora.load(folder, policy.lora_config),
+        lora=lora.read_own(folder),
         optimizer=load_file(folder / OPTIMIZER),
         tracker=body["tracker"],
         counters=body["counters"],
@@ -118,7 +118,7 @@ def _read_state(folder: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _operating_system_errors() -> Iterator[None]:
+def operating_system_errors() -> Iterator[None]:
     """safetensors tells of a full disk by an exception of its own, with the error's number in the text."""
     try:
         yield

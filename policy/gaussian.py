@@ -8,6 +8,7 @@ Every sampler that this project knows is linear in x and in the network's output
 step. They are computed once in float64, and neither the rollout nor the learner knows from which sampler they came.
 """
 
+import json
 import math
 from dataclasses import dataclass
 
@@ -68,13 +69,36 @@ def ddim_schedule(scheduler: DDIMScheduler, steps: int, eta: float) -> Schedule:
             f"sampling.eta={eta:g} gives no policy gradient: at 0 the std of every step is 0 and the log-prob NaN, "
             "above 1 DDIM's variance exceeds what there is; choose 0 < sampling.eta <= 1."
         )
+    schedule = _schedule(scheduler, steps, eta)
+    if schedule is None:
+        raise UserError(
+            f"sampling.steps={steps} with steps_offset={config.steps_offset} leaves the {config.num_train_timesteps} "
+            f"timesteps that the model was trained on; {_advice(scheduler, steps, eta)}."
+        )
+    for i, timestep in enumerate(schedule.timesteps.tolist()):
+        where = f"at timestep {timestep} (step {i} of {len(schedule)})"
+        if not math.isfinite(schedule.sample_scale[i].item() + schedule.output_scale[i].item()):
+            raise UserError(
+                f"Alpha is 0 {where} and the picture all noise (from rescale_betas_zero_snr=true), so epsilon tells "
+                'nothing of it; such a model predicts v: set "prediction_type": "v_prediction" in '
+                "scheduler/scheduler_config.json if it does."
+            )
+        if not schedule.std[i] >= SMALLEST_STD:
+            raise UserError(
+                f"The schedule's std is {schedule.std[i]:.2g} {where}, so that step has no log-prob (timestep_spacing="
+                f"{config.timestep_spacing}, steps_offset={config.steps_offset}, set_alpha_to_one="
+                f"{str(config.set_alpha_to_one).lower()}, sampling.eta={eta:g}); {_advice(scheduler, steps, eta)}."
+            )
+    return schedule
+
+
+def _schedule(scheduler: DDIMScheduler, steps: int, eta: float) -> Schedule | None:
+    """As it follows from the formulas, fit for use or not; None if it leaves the timesteps that there are."""
+    config = scheduler.config
     scheduler.set_timesteps(steps)
     timesteps = scheduler.timesteps.to("cpu", torch.int64)
-    if timesteps.max() >= config.num_train_timesteps:
-        raise UserError(
-            f"sampling.steps={steps} with steps_offset={config.steps_offset} begins at timestep {timesteps.max()}, but "
-            f"the model was trained on {config.num_train_timesteps}; choose fewer sampling.steps."
-        )
+    if timesteps.min() < 0 or timesteps.max() >= config.num_train_timesteps:
+        return None
     previous = timesteps - config.num_train_timesteps // steps
     alphas = scheduler.alphas_cumprod.double()
     alpha = alphas[timesteps]
@@ -88,28 +112,29 @@ def ddim_schedule(scheduler: DDIMScheduler, steps: int, eta: float) -> Schedule:
     else:  # x0 = sqrt(alpha) x - sqrt(1 - alpha) output, epsilon = sqrt(alpha) output + sqrt(1 - alpha) x
         sample_scale = (alpha_prev * alpha).sqrt() + direction * (1 - alpha).sqrt()
         output_scale = direction * alpha.sqrt() - (alpha_prev * (1 - alpha)).sqrt()
-    schedule = Schedule(timesteps, sample_scale, output_scale, variance.sqrt())
-    _refuse_degenerate(schedule, scheduler, eta)
-    return schedule
+    return Schedule(timesteps, sample_scale, output_scale, variance.sqrt())
 
 
-def _refuse_degenerate(schedule: Schedule, scheduler: DDIMScheduler, eta: float) -> None:
-    config = scheduler.config
-    for i, (timestep, std) in enumerate(zip(schedule.timesteps.tolist(), schedule.std.tolist(), strict=True)):
-        if not math.isfinite(schedule.sample_scale[i].item() + schedule.output_scale[i].item()):
-            raise UserError(
-                f"At timestep {timestep} (step {i} of {len(schedule)}) alpha is 0 and the picture all noise ("
-                "from rescale_betas_zero_snr=true), so epsilon tells nothing of it; such a model predicts v: set "
-                '"prediction_type": "v_prediction" in scheduler/scheduler_config.json if it does.'
-            )
-        if not std >= SMALLEST_STD:
-            raise UserError(
-                f"The schedule's std is {std:.2g} at timestep {timestep} (step {i} of {len(schedule)}), so that step "
-                "has no log-prob; causes are steps_offset=0, set_alpha_to_one=true or an eta of (nearly) 0, here "
-                f"steps_offset={config.steps_offset}, set_alpha_to_one={str(config.set_alpha_to_one).lower()}, "
-                f'timestep_spacing={config.timestep_spacing}, sampling.eta={eta:g}; set "steps_offset": 1 and '
-                '"set_alpha_to_one": false in scheduler/scheduler_config.json (and sampling.eta=1).'
-            )
+# What is as Stable Diffusion has it and gives every step a std, in the order in which changes are advised.
+REMEDIES: tuple[dict[str, object], ...] = (
+    {"steps_offset": 1},
+    {"set_alpha_to_one": False},
+    {"steps_offset": 1, "set_alpha_to_one": False},
+    {"timestep_spacing": "leading", "steps_offset": 1},
+    {"timestep_spacing": "leading", "steps_offset": 1, "set_alpha_to_one": False},
+)
+
+
+def _advice(scheduler: DDIMScheduler, steps: int, eta: float) -> str:
+    """What to set so that all steps are Gaussians, tried before it is said: the fewest changes that help."""
+    for better_eta in dict.fromkeys((eta, 1.0)):
+        for changes in ({}, *REMEDIES):
+            changed = _schedule(DDIMScheduler.from_config(scheduler.config, **changes), steps, better_eta)
+            if changed is not None and bool((changed.std >= SMALLEST_STD).all()):
+                keys = " and ".join(f'"{key}": {json.dumps(value)}' for key, value in changes.items())
+                parts = [f"set {keys} in scheduler/scheduler_config.json"] if changes else []
+                return ", and ".join(parts + ["set sampling.eta=1"] * (better_eta != eta))
+    return "neither sampling.eta=1 nor Stable Diffusion's offset and spacing helps: choose another model"
 
 
 def step(schedule: Schedule, x: Tensor, output: Tensor, step_index: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,22 +8,23 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline
-from diffusers.utils import convert_unet_state_dict_to_peft
 from peft import LoraConfig as PeftLoraConfig
 from peft import inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from conf.errors import UserError
 from conf.schema import LoraConfig
+from policy.lora_file import WEIGHT_NAME, Layer
 
 ADAPTER = "default"
-WEIGHT_NAME = "pytorch_lora_weights.safetensors"
 
 
 def inject(network: nn.Module, config: LoraConfig, seed: int, dtype: torch.dtype) -> None:
@@ -32,7 +33,7 @@ def inject(network: nn.Module, config: LoraConfig, seed: int, dtype: torch.dtype
     A's entries are uniform on +-1/sqrt(fan_in), as peft draws them, but each matrix from (seed, its name): not from
     the global random state, so every process of a run starts from the same weights.
     """
-    _check_targets(network, config)
+    check_targets(network, config)
     with torch.random.fork_rng(devices=[]):  # peft initialises from the global state; ours replaces it below
         inject_adapter_in_model(_peft_config(config), network, ADAPTER)
     for name, parameter in parameters(network).items():
@@ -97,53 +98,57 @@ def save(state: Mapping[str, Tensor], folder: Path, config: LoraConfig) -> None:
     )
 
 
-def load(path: Path, config: LoraConfig) -> dict[str, Tensor]:
-    """The LoRA state in a diffusers LoRA file, or in a folder that holds one, on the CPU; halves come as float32.
+def export(state: Mapping[str, Tensor], folder: Path, config: LoraConfig) -> None:
+    """Writes the same function as `save`, for other programs: alpha is the rank, and alpha / rank a factor in B.
 
-    Raises UserError if there is none, or if it has another rank, another alpha, or parts that this run would drop.
+    Programs that do not read diffusers' metadata take alpha = rank, and would draw another strength without a word. A
+    factor that is a power of two changes no bit of the function; any other rounds B's last bit.
     """
-    file = path / WEIGHT_NAME if path.is_dir() else path
-    if not file.is_file():
-        raise UserError(
-            f"There is no LoRA at model.lora.init_from={path}; give a .safetensors file or a folder with {WEIGHT_NAME}."
-        )
+    scale = config.alpha / config.rank
+    folded = {name: _times(tensor, scale) if ".lora_B." in name else tensor for name, tensor in state.items()}
+    save(folded, folder, replace(config, alpha=float(config.rank)))
+
+
+def read_own(folder: Path) -> dict[str, Tensor]:
+    """What `save` wrote to `folder`, bit for bit, on the CPU. Raises UserError if it is missing or damaged."""
+    file = folder / WEIGHT_NAME
     try:
-        state, alphas, metadata = StableDiffusionPipeline.lora_state_dict(
-            str(file.parent),
-            weight_name=file.name,
-            use_safetensors=True,
-            local_files_only=True,
-            return_lora_metadata=True,
-        )
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"The LoRA file {file} cannot be read ({error}); give one saved by diffusers.") from error
-    if not any(".lora_A." in name for name in state):
-        state = convert_unet_state_dict_to_peft(state)  # files of older diffusers, and kohya's
-    foreign = sorted(name for name in state if not (name.startswith("unet.") and ".lora_" in name))
-    if foreign or not state:
-        found = f"holds {foreign[0]!r}" if foreign else "holds nothing"
+        tensors = load_file(file)
+    except (SafetensorError, OSError) as error:
         raise UserError(
-            f"The LoRA file {file} {found}, but a run starts from a LoRA on the UNet alone; give one that is."
-        )
-    tensors = {
-        name.removeprefix("unet."): tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-        for name, tensor in state.items()
-    }
-    ranks = {tensor.shape[0] for name, tensor in tensors.items() if ".lora_A." in name}
-    if ranks != {config.rank}:
+            f"The run's own LoRA {file} is missing or damaged ({' '.join(str(error).split())[:150]}); put back a copy "
+            f"of {folder}, or start a new run under another run.name."
+        ) from error
+    return {name.removeprefix("unet."): tensor for name, tensor in tensors.items()}
+
+
+def start_from(layers: Mapping[str, Layer], network: nn.Module, config: LoraConfig, source: str) -> None:
+    """Puts a file's LoRA into the injected layers of `network`, as the same function.
+
+    The file's scale goes into B, so that alpha / rank of the run may be another. A layer that the file leaves out, or
+    has at a lower rank, keeps its A and a B of 0 there: nothing for now, and trained like the rest.
+    Raises UserError, naming the file as `source`, if it has layers or ranks that this run would drop.
+    """
+    current = parameters(network)
+    if beyond := sorted(name for name in layers if f"{name}.lora_A.weight" not in current):
+        needed = sorted({*config.targets, *(_ending(name) for name in beyond)})
         raise UserError(
-            f"The LoRA file {file} has rank {', '.join(map(str, sorted(ranks)))} but model.lora.rank={config.rank}; "
-            "set model.lora.rank to the file's."
+            f"{source} adapts {beyond[0]}, which has no place in model.lora.targets=[{','.join(config.targets)}]; set "
+            f"model.lora.targets=[{','.join(needed)}]."
         )
-    # an alpha for each layer is kohya's way, one for all diffusers'; where none is given diffusers takes the rank
-    found_alphas = set((alphas or {}).values()) or {(metadata or {}).get("unet.lora_alpha", config.rank)}
-    if found_alphas != {config.alpha}:
-        found = ", ".join(f"{alpha:g}" for alpha in sorted(found_alphas))
-        raise UserError(
-            f"The LoRA file {file} has alpha {found} but model.lora.alpha={config.alpha:g}, which would scale it; "
-            "set model.lora.alpha to the file's."
-        )
-    return tensors
+    rank = max(len(layer.a) for layer in layers.values())
+    if rank != config.rank:
+        raise UserError(f"{source} has rank {rank} but model.lora.rank={config.rank}; set model.lora.rank={rank}.")
+    with torch.no_grad():
+        for name, layer in layers.items():
+            a, b = current[f"{name}.lora_A.weight"], current[f"{name}.lora_B.weight"]
+            a[: len(layer.a)] = layer.a.to(a)
+            b[:, : len(layer.a)] = _times(layer.b, layer.scale * config.rank / config.alpha).to(b)
+
+
+def _times(tensor: Tensor, factor: float) -> Tensor:
+    """Rounded once."""
+    return (tensor.double() * factor).to(tensor.dtype)
 
 
 def assign(network: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -165,18 +170,25 @@ def _peft_config(config: LoraConfig) -> PeftLoraConfig:
     return PeftLoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=list(config.targets))
 
 
-def _check_targets(network: nn.Module, config: LoraConfig) -> None:
-    names = [name for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+def check_targets(network: nn.Module, config: LoraConfig) -> None:
+    """Raises UserError unless every target names projections of `network`, and nothing else."""
     if config.rank < 1:
         raise UserError(f"model.lora.rank={config.rank} is impossible; choose 1 or more.")
     if not config.targets:
         raise UserError("model.lora.targets is empty, so there is nothing to train; name projections such as to_q.")
+    modules = {name: module for name, module in network.named_modules() if not isinstance(module, LoraLayer)}
+    fit = sorted({_ending(name) for name, module in modules.items() if isinstance(module, nn.Linear | nn.Conv2d)})
     for target in config.targets:
-        if not any(name == target or name.endswith(f".{target}") for name in names):
-            raise UserError(
-                f"model.lora.targets names {target!r}, but no layer of the network ends so; "
-                f"there are {', '.join(sorted({_ending(name) for name in names}))}."
-            )
+        named = [name for name in modules if name == target or name.endswith(f".{target}")]
+        wrong = [name for name in named if not isinstance(modules[name], nn.Linear | nn.Conv2d)]
+        if named and not wrong:
+            continue
+        reason = (
+            f"but no layer of the network ends so; there are {', '.join(fit)}"
+            if not named
+            else f"but {wrong[0]} is a {type(modules[wrong[0]]).__name__}; LoRA goes beside {', '.join(fit)}"
+        )
+        raise UserError(f"model.lora.targets names {target[:60]!r}, {reason}.")
 
 
 def _ending(name: str) -> str:

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from common.precision import exact_float32
 from conf.errors import UserError
 from conf.schema import DType, LoraConfig, ModelConfig, SamplingConfig
-from policy import gaussian, lora
-from policy.stable_diffusion import StableDiffusion
+from policy import gaussian, lora, lora_file
+from policy.stable_diffusion import StableDiffusion, without_weights
 
 DECODED_PIXELS = 2**20  # pictures are decoded by the megapixel, so that the float32 VAE's memory stays bounded
 
@@ -58,21 +59,13 @@ class Policy:
             raise UserError(
                 f"sampling.guidance={sampling.guidance:g} would guide away from the prompt; choose 1 (none) or more."
             )
-        initial = None if model.lora.init_from is None else lora.load(Path(model.lora.init_from), model.lora)
+        if device.startswith("cuda"):
+            exact_float32()  # whatever the network's dtype: the VAE beside it is float32
         family = StableDiffusion.load(model, sampling, device)
-        if device.startswith("cuda") and family.network.dtype == torch.float32:
-            torch.backends.cudnn.allow_tf32 = False  # float32 means float32: TF32 moves ratios by more than clip ranges
-            torch.backends.cuda.matmul.allow_tf32 = False
         policy = cls(family, model.lora, sampling, device)
         lora.inject(family.network, model.lora, seed, policy.arithmetic)
-        if initial is not None:
-            try:
-                lora.assign(family.network, initial)
-            except ValueError as error:
-                raise UserError(
-                    f"model.lora.init_from={model.lora.init_from} does not fit this run: {error}; set "
-                    "model.lora.targets and model.path to those it was trained with."
-                ) from error
+        if model.lora.init_from is not None:
+            policy.load_lora(Path(model.lora.init_from), f"model.lora.init_from={model.lora.init_from}")
         for parameter in policy.lora_parameters().values():
             parameter.requires_grad_(trainable)
         if gradient_checkpointing:
@@ -175,8 +168,16 @@ class Policy:
         """Takes over `state`. Raises ValueError unless it has exactly this policy's names and shapes."""
         lora.assign(self.family.network, state)
 
+    def load_lora(self, path: Path, source: str) -> None:
+        """Takes over the LoRA in a file, or in a folder that holds one, as diffusers would draw with it.
+
+        source: how a sentence names it. Raises UserError if it cannot be read, or is not what this run could train on.
+        """
+        network = without_weights(self.family.network.config, self.arithmetic)
+        lora.start_from(lora_file.read(path, network, source), self.family.network, self.lora_config, source)
+
     def save_lora(self, folder: Path) -> None:
-        """Writes the LoRA as diffusers does: `pipe.load_lora_weights(folder)` reads it."""
+        """Writes the LoRA as diffusers does, every bit, with its rank and alpha."""
         lora.save(self.lora_state(), folder, self.lora_config)
 
     def _keep_gradients_in_float16_range(self) -> None:

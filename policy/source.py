@@ -5,8 +5,11 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
+from common.blame import is_the_workers
 from conf.errors import UserError
 from conf.schema import ModelConfig
 
@@ -18,6 +21,8 @@ WEIGHT_FILES = {
         "text_encoder": "model",
     }
 }
+T = TypeVar("T")
+SHOWN = 200  # characters of a library's reason in a sentence
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -42,6 +47,8 @@ def check_model(model: ModelConfig) -> None:
         index_config = json.loads(index.read_text())
     except ValueError as error:
         raise UserError(f"{index} is not valid JSON ({error}); download or save the pipeline again.") from error
+    if not isinstance(index_config, dict):
+        raise UserError(f"{index} holds no settings; download or save the pipeline again.")
     family = check_family(index_config, model.path)
     for part, stem in WEIGHT_FILES[family].items():
         _check_weights(path / part, stem, model)
@@ -79,6 +86,10 @@ def _check_weights(folder: Path, stem: str, model: ModelConfig) -> None:
         f"{stem}-*-of-*{middle}.safetensors",
     )
     if any(any(folder.glob(pattern)) for pattern in patterns):
+        if not (folder / "config.json").is_file():  # transformers would take a model's of its own
+            raise UserError(
+                f"model.path={model.path} has no config.json in {folder.name}/; download or save the pipeline again."
+            )
         return
     present = sorted(file.name for file in folder.glob("*") if file.suffix in (".safetensors", ".bin", ".ckpt", ".pt"))
     if not present:
@@ -95,3 +106,26 @@ def _check_weights(folder: Path, stem: str, model: ModelConfig) -> None:
         f"model.path={model.path} has no {patterns[0]} in {folder.name}/ ({variant}), only {', '.join(present)}; "
         "set model.variant to one that is there."
     )
+
+
+def read_part(model: ModelConfig, part: str, read: Callable[[], T]) -> T:
+    """What `read` gives. What it raises becomes a UserError about that part of the model, as the files are the user's;
+    not so for memory or a device that fails."""
+    try:
+        return read()
+    except UserError:
+        raise
+    except Exception as error:  # of every kind: so do libraries say what is wrong with a file
+        if is_the_workers(error):
+            raise
+        reason = " ".join(str(error).split()).rstrip(".")
+        if isinstance(error, LookupError) or not reason:  # of which the text is only what was looked up
+            reason = f"{type(error).__name__}: {reason}"
+        fix = (
+            "download or save the pipeline again"
+            if Path(model.path).is_dir()
+            else "give the folder of a diffusers pipeline, or a hub id that this machine can reach"
+        )
+        raise UserError(
+            f"model.path={model.path}: {part} cannot be read ({reason[:SHOWN]}{'…' * (len(reason) > SHOWN)}); {fix}."
+        ) from error

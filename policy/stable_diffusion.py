@@ -4,25 +4,27 @@ A family is what `Policy` asks of a model, and nothing else: load its parts, enc
 latents, and say which Gaussian a step is. See docs/policy.md for how to add one.
 """
 
-import logging
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from safetensors import SafetensorError
-from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+from packaging.version import Version
+from torch import Tensor, nn
+from transformers import CLIPTextModel
 from transformers.utils import logging as transformers_logging
 
 from conf.errors import UserError
 from conf.schema import ModelConfig, SamplingConfig
+from policy import lora, lora_file
 from policy.gaussian import Schedule, ddim_schedule
-from policy.source import check_model
+from policy.source import check_model, read_part
+from policy.tokens import Tokens
 
-logger = logging.getLogger(__name__)
-T = TypeVar("T")
+BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")  # of diffusers' DDIMScheduler
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,9 @@ class StableDiffusion:
     network: UNet2DConditionModel  # in the run's model.dtype
     vae: AutoencoderKL  # float32, or float64 like the network: half precision shows in pictures, and can overflow
     text_encoder: CLIPTextModel
-    tokenizer: CLIPTokenizer
+    tokens: Tokens
     schedule: Schedule
+    grid: tuple[int, int]  # (H, W) of the latents that the network was made for
 
     @classmethod
     def load(cls, model: ModelConfig, sampling: SamplingConfig, device: str) -> "StableDiffusion":
@@ -42,11 +45,9 @@ class StableDiffusion:
         dtype: torch.dtype = getattr(torch, model.dtype)
         place = {"pretrained_model_name_or_path": model.path, "revision": model.revision}
         schedule = _schedule(model, sampling)  # first, because it refuses within milliseconds
-        tokenizer = _read(model, "tokenizer", lambda: CLIPTokenizer.from_pretrained(**place, subfolder="tokenizer"))
-        if len(tokenizer) < 3:  # transformers makes up an empty one, of two special tokens, where the files are missing
-            raise UserError(f"model.path={model.path} has no vocabulary in tokenizer/; download or save it again.")
+        tokens = Tokens.load(model)
 
-        def part(kind: Any, name: str, part_dtype: torch.dtype) -> Any:
+        def part(kind: Any, name: str, part_dtype: torch.dtype, **options: Any) -> Any:
             def read() -> tuple[Any, dict[str, Any]]:
                 return kind.from_pretrained(
                     **place,
@@ -55,42 +56,43 @@ class StableDiffusion:
                     use_safetensors=True,
                     torch_dtype=part_dtype,
                     output_loading_info=True,
+                    **options,
                 )
 
-            module, info = _read(model, name, read)
-            if info["missing_keys"]:
+            module, info = read_part(model, name, read)
+            missing = sorted(info["missing_keys"]) + sorted(key for key, *_ in info["mismatched_keys"])
+            if missing:
                 raise UserError(
-                    f"model.path={model.path} has no weights for {sorted(info['missing_keys'])[0]} in {name}/; "
-                    "download or save the pipeline again."
+                    f"model.path={model.path} has no weights, or none of its config's shape, for {missing[0]} in "
+                    f"{name}/; download or save the pipeline again."
                 )
             return module.requires_grad_(False).eval().to(device)
 
         transformers_logging.disable_progress_bar()
+        transformers_logging.set_verbosity_error()  # what it reports of missing weights is refused here in a sentence
         unet = part(UNet2DConditionModel, "unet", dtype)
         vae = part(AutoencoderKL, "vae", torch.promote_types(dtype, torch.float32))
-        text_encoder = part(CLIPTextModel, "text_encoder", dtype)
+        text_encoder = part(CLIPTextModel, "text_encoder", dtype, ignore_mismatched_sizes=True)
         _check_unet(unet, vae, model)
-        return cls(unet, vae, text_encoder, tokenizer, schedule.to(device))
+        return cls(unet, vae, text_encoder, tokens, schedule.to(device), _grid(model, unet.config))
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the pictures that the network was made for."""
-        return self.network.config.in_channels, *_grid(self.network.config)
+        """(C, H, W)."""
+        return self.network.config.in_channels, *self.grid
 
     @property
     def image_size(self) -> tuple[int, int]:
         """(height, width) in pixels."""
-        return _pixels(self.network.config, self.vae.config)
+        height, width = self.grid
+        return height * _factor(self.vae.config), width * _factor(self.vae.config)
 
     @torch.no_grad()
     def encode(self, prompt: str) -> Tensor:
         """What the network is told of `prompt`: the text encoder's last hidden state [L, D], in the network's dtype."""
-        length = self.tokenizer.model_max_length
-        needed = len(self.tokenizer(prompt).input_ids)
-        if needed > length:
-            logger.warning("a prompt of %d tokens is cut off after %d: %s", needed, length, prompt)
-        tokens = self.tokenizer(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        return self.text_encoder(tokens.input_ids.to(self.text_encoder.device))[0][0]
+        tokens = self.tokens.encode(prompt).to(self.text_encoder.device)
+        mask = tokens.attention_mask if getattr(self.text_encoder.config, "use_attention_mask", False) else None
+        return self.text_encoder(tokens.input_ids, attention_mask=mask)[0][0]
 
     def predict(self, latents: Tensor, step_index: Tensor, conditioning: Tensor) -> Tensor:
         """The network's output [n,C,H,W], in its dtype, for latents [n,C,H,W], steps int64 [n], embeddings [n,L,D]."""
@@ -107,36 +109,49 @@ def _schedule(model: ModelConfig, sampling: SamplingConfig) -> Schedule:
     """DDIM with the betas, spacing and offset of the model's own scheduler (Stable Diffusion 1.5 ships PNDM's)."""
 
     def read() -> dict[str, Any]:
-        return DDIMScheduler.load_config(model.path, subfolder="scheduler", revision=model.revision)
+        content = DDIMScheduler.load_config(model.path, subfolder="scheduler", revision=model.revision)
+        if not isinstance(content, dict):
+            raise TypeError("scheduler_config.json holds no settings")
+        return content
 
-    config = _read(model, "scheduler", read)
-    name = config.get("_class_name")
+    config = read_part(model, "scheduler", read)
+    name = config.get("_class_name", "scheduler without _class_name")
     known = {kind.__name__ for kind in DDIMScheduler().compatibles} | {"DDIMScheduler"}
     if name not in known:
         raise UserError(
-            f"model.path={model.path} has a {name}, from which no DDIM schedule follows; use a DDIMScheduler."
+            f"model.path={model.path} has a {name}, from which no DDIM schedule follows; choose a model with betas, "
+            'whose scheduler/scheduler_config.json has "_class_name": "DDIMScheduler", "PNDMScheduler" or the like.'
         )
-    expected = {key: value for key, value in config.items() if key in DDIMScheduler().config}  # without PNDM's own
-
-    def convert() -> Schedule:
-        return ddim_schedule(DDIMScheduler.from_config(expected), sampling.steps, sampling.eta)
-
-    return _read(model, "scheduler", convert)
-
-
-def _read(model: ModelConfig, part: str, read: Callable[[], T]) -> T:
-    try:
-        return read()
-    except (OSError, ValueError, NotImplementedError, SafetensorError) as error:  # what diffusers says it with
-        reason = " ".join(str(error).split())
+    defaults = DDIMScheduler().config
+    expected = {key: value for key, value in config.items() if key in defaults}  # without PNDM's own
+    if (schedule := expected.get("beta_schedule", BETA_SCHEDULES[0])) not in BETA_SCHEDULES:
         raise UserError(
-            f"model.path={model.path}: {part} cannot be read ({reason}); "
-            "give the folder of a diffusers pipeline, or a hub id that this machine can reach."
-        ) from error
+            f"model.path={model.path} has beta_schedule={json.dumps(schedule)} in scheduler/scheduler_config.json, but "
+            f"DDIM knows {', '.join(BETA_SCHEDULES)}; choose a model trained on one of them, or write its betas into "
+            '"trained_betas" and one of these names.'
+        )
+    betas, steps = expected.get("trained_betas"), expected.get("num_train_timesteps", defaults["num_train_timesteps"])
+    if isinstance(betas, list) and len(betas) != steps:
+        raise UserError(
+            f"model.path={model.path} has {len(betas)} trained_betas in scheduler/scheduler_config.json, but "
+            f'num_train_timesteps={json.dumps(steps)}; set "num_train_timesteps": {len(betas)} there.'
+        )
+
+    def convert() -> DDIMScheduler:
+        scheduler = DDIMScheduler.from_config(expected)
+        scheduler.set_timesteps(2)  # so that a number that is none is seen here
+        return scheduler
+
+    return ddim_schedule(read_part(model, "scheduler", convert), sampling.steps, sampling.eta)
 
 
 def _check_unet(unet: UNet2DConditionModel, vae: AutoencoderKL, model: ModelConfig) -> None:
     channels, latent = unet.config.in_channels, vae.config.latent_channels
+    if not isinstance(vae.config.scaling_factor, int | float):
+        raise UserError(
+            f"model.path={model.path} has scaling_factor={json.dumps(vae.config.scaling_factor)} in vae/config.json; "
+            "leave it out for Stable Diffusion's 0.18215, or set the number that the VAE was trained with."
+        )
     if unet.config.out_channels == 2 * channels:
         raise UserError(
             f"model.path={model.path} predicts its variance too (out_channels={unet.config.out_channels}), which "
@@ -159,23 +174,68 @@ def check_schedule(model: ModelConfig, sampling: SamplingConfig) -> None:
     _schedule(model, sampling)
 
 
+def check_policy(model: ModelConfig, sampling: SamplingConfig) -> None:
+    """Raises UserError if scheduler, size or LoRA give no policy; reads no weights but those of a LoRA file."""
+    check_schedule(model, sampling)
+    image_size(model)
+    check_lora(model)
+
+
+def check_lora(model: ModelConfig) -> None:
+    """Raises UserError if model.lora does not fit the model's UNet; reads no weights but those of the LoRA file."""
+    network = without_weights(_config(model, UNet2DConditionModel, "unet"), torch.float32)
+    lora.inject(network, model.lora, 0, torch.float32)
+    if model.lora.init_from is not None:
+        source = f"model.lora.init_from={model.lora.init_from}"
+        layers = lora_file.read(Path(model.lora.init_from), without_weights(network.config, torch.float32), source)
+        lora.start_from(layers, network, model.lora, source)
+
+
+def without_weights(config: Mapping[str, Any], dtype: torch.dtype) -> UNet2DConditionModel:
+    """A UNet with memory that nobody wrote to for weights, on the CPU: its layers and their shapes."""
+    with torch.device("meta"):
+        network = UNet2DConditionModel.from_config(config)
+    nn.Module.to(network, dtype)  # diffusers' own warns of what cannot happen without weights
+    return network.to_empty(device="cpu")
+
+
 def image_size(model: ModelConfig) -> tuple[int, int]:
     """(height, width) in pixels of the pictures that the model was made for; reads no weights. Raises UserError."""
-
-    def config(kind: Any, part: str) -> dict[str, Any]:
-        return _read(model, part, lambda: kind.load_config(model.path, subfolder=part, revision=model.revision))
-
-    return _pixels(config(UNet2DConditionModel, "unet"), config(AutoencoderKL, "vae"))
+    height, width = _grid(model, _config(model, UNet2DConditionModel, "unet"))
+    factor = _factor(_config(model, AutoencoderKL, "vae"))
+    return height * factor, width * factor
 
 
-def _grid(unet_config: Mapping[str, Any]) -> tuple[int, int]:
+def _config(model: ModelConfig, kind: Any, part: str) -> Mapping[str, Any]:
+    """The part's config, with the defaults of its class where it leaves something out."""
+
+    def read() -> Mapping[str, Any]:
+        content = kind.load_config(model.path, subfolder=part, revision=model.revision)
+        if not isinstance(content, dict):
+            raise TypeError("its config.json holds no settings")
+        with torch.device("meta"):
+            return kind.from_config(content).config
+
+    return read_part(model, part, read)
+
+
+def _grid(model: ModelConfig, unet_config: Mapping[str, Any]) -> tuple[int, int]:
     """(H, W) of the latents."""
     size = unet_config["sample_size"]
-    height, width = (size, size) if isinstance(size, int) else size
+    before_0_9 = Version(str(unet_config.get("_diffusers_version", "1"))) < Version("0.9.0.dev0")
+    if before_0_9 and isinstance(size, int) and size < 64:
+        size = 64  # as StableDiffusionPipeline, which knows it for a mistake of that time
+    sides = (size, size) if isinstance(size, int) else size
+    if not (isinstance(sides, list | tuple) and len(sides) == 2 and all(isinstance(n, int) and n > 0 for n in sides)):
+        raise UserError(
+            f"model.path={model.path} has sample_size={json.dumps(size)} in unet/config.json, so nobody knows how "
+            'large its pictures are; set "sample_size" there to the side of the latents that it was trained on, for '
+            "example 64 for pictures of 512 pixels."
+        )
+    height, width = sides
     return height, width
 
 
-def _pixels(unet_config: Mapping[str, Any], vae_config: Mapping[str, Any]) -> tuple[int, int]:
-    factor = 2 ** (len(vae_config["block_out_channels"]) - 1)
-    height, width = _grid(unet_config)
-    return height * factor, width * factor
+def _factor(vae_config: Mapping[str, Any]) -> int:
+    """Pixels a latent, along each side."""
+    return 2 ** (len(vae_config["block_out_channels"]) - 1)

@@ -1,6 +1,8 @@
 """Loading: a model that cannot be a policy is refused in one sentence, before anything heavy where possible."""
 
+import contextlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -10,8 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
+from common.precision import exact_float32
 from conf.errors import UserError
 from conf.schema import DType, ModelConfig, SamplingConfig
 from policy.policy import Policy
@@ -114,6 +118,21 @@ def unet(**changes: object) -> Callable[[Path], None]:
     return lambda folder: edit_json(folder / "unet" / "config.json", **changes)
 
 
+def vae(**changes: object) -> Callable[[Path], None]:
+    return lambda folder: edit_json(folder / "vae" / "config.json", **changes)
+
+
+def encoder(**changes: object) -> Callable[[Path], None]:
+    return lambda folder: edit_json(folder / "text_encoder" / "config.json", **changes)
+
+
+def written(name: str, text: str) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        (folder / name).write_text(text)
+
+    return spoil
+
+
 def torn(folder: Path) -> None:
     file = folder / "unet" / "diffusion_pytorch_model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
@@ -135,6 +154,42 @@ SPOILED_PARTS = [
     (drop("scheduler"), "scheduler cannot be read"),
     (drop("tokenizer"), "no vocabulary in tokenizer/"),
     (unet(out_channels=8), "unet"),
+    (scheduler(_class_name=...), "_class_name"),
+    (scheduler(beta_end=None), "scheduler cannot be read"),
+    (scheduler(num_train_timesteps="many"), "scheduler cannot be read"),
+    (scheduler(steps_offset=None), "scheduler cannot be read"),
+    (scheduler(trained_betas="x"), "scheduler cannot be read"),
+    (written("scheduler/scheduler_config.json", "{"), "scheduler cannot be read"),
+    (written("scheduler/scheduler_config.json", "[]"), "scheduler cannot be read"),
+    (written("unet/config.json", "{"), "unet cannot be read"),
+    (written("unet/config.json", "[]"), "unet cannot be read"),
+    (drop("unet/config.json"), "no config.json in unet/"),
+    (unet(block_out_channels=...), "unet cannot be read"),
+    (unet(block_out_channels=[16, 64]), "unet cannot be read"),
+    (unet(down_block_types=["X", "Y"]), "unet cannot be read"),
+    (unet(cross_attention_dim=...), "unet cannot be read"),
+    (unet(sample_size="8"), 'sample_size="8"'),
+    (unet(sample_size=0), "sample_size=0"),
+    (unet(sample_size=[8]), "sample_size=[8]"),
+    (written("vae/config.json", "{"), "vae cannot be read"),
+    (vae(block_out_channels=...), "vae cannot be read"),
+    (vae(latent_channels=8), "vae cannot be read"),
+    (vae(scaling_factor=None), "scaling_factor=null"),
+    (written("text_encoder/config.json", "{"), "text_encoder cannot be read"),
+    (written("text_encoder/config.json", "[]"), "text_encoder cannot be read"),
+    (drop("text_encoder/config.json"), "no config.json in text_encoder/"),
+    (encoder(hidden_size="x"), "text_encoder cannot be read"),
+    (encoder(hidden_act="x"), "text_encoder cannot be read"),
+    (encoder(hidden_size=64), "embedding"),
+    (encoder(vocab_size=5), "token_embedding"),
+    (encoder(num_hidden_layers=3), "layers.1."),
+    (written("text_encoder/model.safetensors", ""), "text_encoder cannot be read"),
+    (written("tokenizer/vocab.json", "{"), "tokenizer cannot be read"),
+    (written("tokenizer/vocab.json", "[]"), "tokenizer cannot be read"),
+    (written("tokenizer/merges.txt", "a\nb c d\n"), "tokenizer cannot be read"),
+    (written("tokenizer/tokenizer_config.json", "{"), "tokenizer cannot be read"),
+    (written("tokenizer/tokenizer_config.json", "[]"), "tokenizer cannot be read"),
+    (written("model_index.json", "[]"), "holds no settings"),
     (torn, "unet cannot be read"),
     (without_a_tensor, "conv_in.weight"),
 ]
@@ -147,6 +202,80 @@ def test_a_model_with_a_part_that_cannot_be_a_policy_is_refused(
     folder = shutil.copytree(good, tmp_path / "pipeline")
     spoil(folder)
     assert names in refusal(lambda: load(ModelConfig(str(folder))))
+
+
+ADVISED = [
+    (scheduler(steps_offset=0), {}),
+    (scheduler(steps_offset=...), {}),
+    (scheduler(steps_offset=-1), {}),
+    (scheduler(steps_offset=5000), {}),
+    (scheduler(set_alpha_to_one=True), {}),
+    (scheduler(set_alpha_to_one=True, steps_offset=0), {}),
+    (scheduler(timestep_spacing="linspace"), {}),
+    (scheduler(timestep_spacing="linspace", steps_offset=0, set_alpha_to_one=True), {}),
+    (scheduler(timestep_spacing="trailing", set_alpha_to_one=True), {}),
+    (scheduler(timestep_spacing="trailing"), {"steps": 999}),
+    (scheduler(beta_schedule="squaredcos_cap_v2", steps_offset=0), {}),
+    (scheduler(trained_betas=[0.001] * 100), {}),
+    (scheduler(clip_sample=...), {}),
+    (scheduler(thresholding=True), {}),
+    (scheduler(), {"eta": 1e-4}),
+    (scheduler(steps_offset=0), {"eta": 1e-5}),
+    (scheduler(rescale_betas_zero_snr=True, timestep_spacing="trailing"), {}),
+    (unet(sample_size=None), {}),
+    (unet(sample_size=...), {}),
+]
+
+
+@pytest.mark.parametrize(("spoil", "sampling"), ADVISED)
+def test_who_follows_the_advice_has_a_policy(good: Path, tmp_path: Path, spoil: Callable, sampling: dict) -> None:
+    """Once is enough, and the advice is never what is set already."""
+    folder = shutil.copytree(good, tmp_path / "pipeline")
+    spoil(folder)
+    advice = refusal(lambda: load(ModelConfig(str(folder)), **sampling)).partition("; ")[2]
+    file = folder / ("unet/config.json" if "sample_size" in advice else "scheduler/scheduler_config.json")
+    changes = {key: json.loads(value) for key, value in re.findall(r'"(\w+)": ([^\s,.]+)', advice)}
+    if "sample_size" in advice:
+        changes = {"sample_size": 64}  # "for example 64"
+    before = json.loads(file.read_text())
+    assert all(before.get(key, ...) != value for key, value in changes.items())
+    edit_json(file, **changes)
+    settings = dict(sampling) | ({"eta": 1.0} if "sampling.eta=1" in advice else {})
+    assert changes or settings != sampling
+    assert (load(ModelConfig(str(folder)), **settings).schedule.std > 0).all()
+
+
+@pytest.mark.parametrize(("version", "size"), [("0.6.0", 8), ("0.6.0", 64), ("0.6.0", [8, 8]), ("0.9.0", 8)])
+def test_pictures_are_as_large_as_the_pipeline_draws_them(
+    good: Path, tmp_path: Path, version: str, size: int | list[int]
+) -> None:
+    folder = shutil.copytree(good, tmp_path / "pipeline")
+    unet(sample_size=size, _diffusers_version=version)(folder)
+    taken = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None).unet.config.sample_size
+    sides = (taken, taken) if isinstance(taken, int) else tuple(taken)
+    assert image_size(ModelConfig(str(folder))) == (8 * sides[0], 8 * sides[1])
+    assert load(ModelConfig(str(folder))).latent_shape == (4, *sides)
+
+
+def test_a_vae_without_a_scaling_factor_has_that_of_diffusers(good: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(good, tmp_path / "pipeline")
+    vae(scaling_factor=...)(folder)
+    assert load(ModelConfig(str(folder))).family.vae.config.scaling_factor == 0.18215
+
+
+def test_tf32_is_off_whatever_the_networks_dtype() -> None:
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    exact_float32()
+    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+
+
+@pytest.mark.parametrize("dtype", list(DType))
+def test_a_policy_on_cuda_switches_tf32_off(good: Path, dtype: DType) -> None:
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    model = ModelConfig(str(good), dtype=dtype)
+    with contextlib.suppress(AssertionError, RuntimeError):  # torch without CUDA says so when weights go there
+        Policy.load(model, SamplingConfig(steps=6), 0, "cuda", trainable=False)
+    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
 
 
 @pytest.mark.parametrize(
