@@ -256,8 +256,8 @@ class Updater:
         """Checkpointing may be set when a run goes on. The dtype may not: it changes what is computed."""
         first = "" if self.config.gradient_checkpointing else "set learner.gradient_checkpointing=true, or "
         return (
-            f"The learner runs out of memory with one (trajectory, timestep) pair at a time; {first}give it a larger GPU "
-            "or one of its own, and the same command goes on; or take model.dtype=bfloat16 under another run.name."
+            f"The learner runs out of memory with one (trajectory, timestep) pair at a time; {first}give it a larger "
+            "GPU or one of its own, and the same command goes on; or take model.dtype=bfloat16 under another run.name."
         )
 
     def _count_non_finite(self, batch: int, loss: float, norm: float) -> None:
