@@ -17,6 +17,17 @@ WORDS_OF_THE_WORKER = re.compile(
     r"|device-side assert|illegal memory access|ECC error|GPU is lost|fallen off the bus",
     re.IGNORECASE,
 )
+# What a smaller piece of work may be the answer to. A device that is poisoned stays so, whatever is asked of it next.
+OUT_OF_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|not enough memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED", re.IGNORECASE
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of the device or of the host, and nothing else is wrong with either."""
+    if any(kind.__name__ in ("OutOfMemoryError", "MemoryError") for kind in type(error).__mro__):
+        return True
+    return isinstance(error, RuntimeError) and bool(OUT_OF_MEMORY.search(str(error)))
 
 
 def is_the_workers(error: BaseException | None) -> bool:

@@ -7,8 +7,8 @@ Three policies appear: the one that is trained (p), the one that sampled (old, t
 `ddpo_decoupled` the one that the batch's first update started from (proximal). With fresh data the last two are one.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -32,6 +32,21 @@ class LossOutputs:
     ratio: Tensor  # [n], what is clipped: p / p_old, or p / p_proximal for ddpo_decoupled
     clipped: Tensor  # bool [n]: the ratio is outside 1 +- clip_range
     approx_kl: Tensor  # [n]: half the squared log of `ratio` (k2 of Schulman 2020), on the scale of the mean over D
+
+    def without_graph(self) -> "LossOutputs":
+        """The numbers alone. The loss with its graph would hold all that its forward pass saved for itself."""
+        return replace(self, loss=self.loss.detach())
+
+
+def joined(parts: Sequence[LossOutputs]) -> LossOutputs:
+    """One after another; at least one part."""
+    return LossOutputs(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(LossOutputs)))
+
+
+def of_no_pairs(like: Tensor) -> LossOutputs:
+    """What a rank without any pairs has, n = 0, in the dtype and on the device of `like`."""
+    nothing = like.detach().new_empty(0)
+    return LossOutputs(nothing, nothing, nothing, nothing.bool(), nothing)
 
 
 def ddpo_is(inputs: LossInputs) -> LossOutputs:

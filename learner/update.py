@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 
 from buffer.errors import RunStopped
+from common.blame import is_out_of_memory
 from conf.schema import LearnerConfig
 from learner.batch import Batch, TrainablePolicy
-from learner.losses import LOSSES, LossInputs, LossOutputs, ddpo_decoupled
+from learner.losses import LOSSES, LossInputs, LossOutputs, ddpo_decoupled, joined, of_no_pairs
 from learner.ranks import Ranks
 
 logger = logging.getLogger(__name__)
@@ -97,6 +98,7 @@ class Updater:
         self.decoupled = decoupled
         self.ranks = ranks or Ranks()
         self.parameters = policy.lora_parameters()
+        self.like = next(iter(self.parameters.values())).detach()  # log-probs have its dtype, and are where it is
         self.optimizer = torch.optim.AdamW(
             list(self.parameters.values()), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
         )
@@ -157,28 +159,27 @@ class Updater:
         """
         for parameter in self.parameters.values():  # zeros, not None: a rank may have no pairs at all
             parameter.grad = torch.zeros_like(parameter)
-        parts = []
-        for part in self._mine(pairs).split(microbatch):
-            log_probs = self._log_probs(batch, part)
-            measured = batch.log_probs if proximal is None else proximal
-            outputs = self.loss(
-                LossInputs(
-                    log_probs=log_probs,
-                    old_log_probs=_tensor(batch.log_probs, part.rows, part.steps).to(log_probs),
-                    proximal_log_probs=_tensor(measured, part.rows, part.steps).to(log_probs),
-                    advantages=_tensor(advantages, part.rows).to(log_probs),
-                    clip_range=self.config.clip_range,
-                )
+        parts = self._mine(pairs).split(microbatch)
+        losses = [self._backward(batch, advantages, part, len(pairs), proximal) for part in parts]
+        return joined([of_no_pairs(self.like), *losses])
+
+    def _backward(
+        self, batch: Batch, advantages: np.ndarray, part: Pairs, count: int, proximal: np.ndarray | None
+    ) -> LossOutputs:
+        """Adds the part's share of the gradient of `count` pairs. A function of its own: with it the graph ends."""
+        log_probs = self._log_probs(batch, part)
+        measured = batch.log_probs if proximal is None else proximal
+        outputs = self.loss(
+            LossInputs(
+                log_probs=log_probs,
+                old_log_probs=_tensor(batch.log_probs, part.rows, part.steps).to(log_probs),
+                proximal_log_probs=_tensor(measured, part.rows, part.steps).to(log_probs),
+                advantages=_tensor(advantages, part.rows).to(log_probs),
+                clip_range=self.config.clip_range,
             )
-            (outputs.loss.sum() / len(pairs)).backward()
-            parts.append(outputs)
-        return LossOutputs(
-            loss=torch.cat([part.loss.detach() for part in parts]),
-            log_ratio=torch.cat([part.log_ratio for part in parts]),
-            ratio=torch.cat([part.ratio for part in parts]),
-            clipped=torch.cat([part.clipped for part in parts]),
-            approx_kl=torch.cat([part.approx_kl for part in parts]),
         )
+        (outputs.loss.sum() / count).backward()
+        return outputs.without_graph()
 
     @torch.no_grad()
     def proximal_log_probs(self, batch: Batch, steps: list[Pairs]) -> np.ndarray:
@@ -188,7 +189,8 @@ class Updater:
             mine = self._mine(pairs)
 
             def measure(microbatch: int, mine: Pairs = mine) -> Tensor:
-                return torch.cat([self._log_probs(batch, part).cpu() for part in mine.split(microbatch)])
+                parts = [self._log_probs(batch, part).cpu() for part in mine.split(microbatch)]
+                return torch.cat([self.like.new_empty(0).cpu(), *parts])
 
             proximal[mine.rows, mine.steps] = self.within_memory(measure).numpy()
         return proximal
@@ -239,17 +241,24 @@ class Updater:
         while True:
             try:
                 return work(self.microbatch)
-            except torch.OutOfMemoryError:
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
                 if self.microbatch == 1:
-                    raise RunStopped(
-                        "The learner runs out of memory with one (trajectory, timestep) pair; set "
-                        "learner.gradient_checkpointing=true, or model.dtype=bfloat16, or take a larger GPU."
-                    ) from None
+                    raise RunStopped(self._does_not_fit()) from None
             # outside the handler, where the failed attempt's tensors are no longer held by its traceback
             self.microbatch //= 2
             self.halvings += 1
             torch.cuda.empty_cache()
             logger.warning("out of memory: the learner goes on with learner.microbatch=%d", self.microbatch)
+
+    def _does_not_fit(self) -> str:
+        """Checkpointing may be set when a run goes on. The dtype may not: it changes what is computed."""
+        first = "" if self.config.gradient_checkpointing else "set learner.gradient_checkpointing=true, or "
+        return (
+            f"The learner runs out of memory with one (trajectory, timestep) pair at a time; {first}give it a larger "
+            "GPU or one of its own, and the same command goes on; or take model.dtype=bfloat16 under another run.name."
+        )
 
     def _count_non_finite(self, batch: int, loss: float, norm: float) -> None:
         self.non_finite_in_a_row += 1

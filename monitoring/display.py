@@ -1,5 +1,7 @@
 """What a person sees while a run goes on: a live panel in a terminal, a line a batch elsewhere."""
 
+import math
+import statistics
 import sys
 import time
 from dataclasses import dataclass, field
@@ -21,7 +23,7 @@ class Snapshot:
 
     trained: int  # batches
     rows: list[dict[str, float]]  # of metrics.jsonl, one a batch, oldest first
-    evaluations: dict[int, float]  # mean reward of the evaluation set by version
+    evaluations: dict[int, float | None]  # mean reward of the evaluation set by version; None where no picture has one
     waiting: dict[str, float]  # share of its time that each worker waited, 0 to 1
     orders: dict[str, int]  # how many orders of untrained batches are in each state
     set_aside: int  # pictures
@@ -29,6 +31,8 @@ class Snapshot:
     notes: list[str]  # what went wrong since this start and was mended, a sentence each
     mirror_behind: int | None = None  # trained batches that the mirror does not have yet; None without a mirror
     advice: Advice | None = None  # who holds the run up; None while too little is known
+    earlier: int | None = None  # of `rows`, how many earlier starts wrote; None at a run's first start
+    earlier_evaluations: frozenset[int] = frozenset()  # versions of `evaluations` that they wrote
 
 
 @dataclass
@@ -39,6 +43,7 @@ class Display:
     batches: int
     console: Console = field(default_factory=lambda: Console(file=sys.stdout, highlight=False))
     live: Live | None = None
+    goes_on: bool = False  # with what earlier starts did and printed
     printed: int = 0
     printed_evaluations: set[int] = field(default_factory=set)
     printed_notes: set[str] = field(default_factory=set)
@@ -60,6 +65,10 @@ class Display:
         self.console.print(sentence, soft_wrap=True, markup=False)
 
     def show(self, now: Snapshot) -> None:
+        if now.earlier is not None and not self.goes_on:
+            self.goes_on = True
+            self.printed, self.printed_evaluations = now.earlier, set(now.earlier_evaluations)
+            self.say(f"{self.name} goes on: {now.trained} of {self.batches} batches are trained")
         if self.live is not None:
             self.live.update(self._panel(now))
         else:
@@ -67,7 +76,7 @@ class Display:
 
     def _lines(self, now: Snapshot) -> None:
         for version in sorted(set(now.evaluations) - self.printed_evaluations):
-            self.say(f"evaluation at version {version}: reward {now.evaluations[version]:.4f}")
+            self.say(f"evaluation at version {version}: {_mean_in_words(now.evaluations[version])}")
         self.printed_evaluations = set(now.evaluations)
         for row in now.rows[self.printed :]:
             self.say(self._line(row, now))
@@ -82,32 +91,40 @@ class Display:
 
     def _line(self, row: dict[str, float], now: Snapshot) -> str:
         return (
-            f"batch {int(row['batch']) + 1}/{self.batches}  reward {row['reward/mean']:.4f} ± {row['reward/std']:.4f}  "
-            f"{_shown(row, 'images_per_s', '.1f')} images/s  age {row['age/max']:.0f}  "
-            f"ratio gap {_shown(row, 'ratio/gap', '.1e')}  clipped {_shown(row, 'clip_fraction', '.1%')}  "
-            f"KL {_shown(row, 'kl/base', '.3g')}  "
-            f"set aside {now.set_aside}  restarts {now.restarts}  "
-            + (f"mirror {now.mirror_behind} behind  " if now.mirror_behind is not None else "")
-            + f"left {_duration(_seconds_left(now, self.batches))}"
+            f"batch {int(row['batch']) + 1}/{self.batches}  "
+            f"reward {_shown(row, 'reward/mean', 'z.4f')} ± {_shown(row, 'reward/std', 'z.4f')}  "
+            f"{_shown(row, 'images_per_s', 'z.1f')} images/s  age {_shown(row, 'age/max', 'z.0f')}  "
+            f"ratio gap {_shown(row, 'ratio/gap', 'z.1e')}  clipped {_shown(row, 'clip_fraction', 'z.1%')}  "
+            f"KL {_shown(row, 'kl/base', 'z.3g')}  "
+            f"set aside {now.set_aside}  restarts {now.restarts}"
+            + (f"  mirror {now.mirror_behind} behind" if now.mirror_behind is not None else "")
+            + self._left(now, "  left {}")
         )
+
+    def _left(self, now: Snapshot, sentence: str) -> str:
+        """`sentence` with the time that the rest takes; "" as long as that is not known."""
+        seconds = _seconds_left(now, self.batches)
+        return "" if seconds is None else sentence.format(_duration(seconds))
 
     def _panel(self, now: Snapshot) -> Panel:
         facts = Table.grid(padding=(0, 2))
         facts.add_column(style="dim")
         facts.add_column()
         facts.add_row("", ProgressBar(total=self.batches, completed=now.trained, width=60))
-        facts.add_row("batches", f"{now.trained} of {self.batches}, {_duration(_seconds_left(now, self.batches))} left")
+        facts.add_row("batches", f"{now.trained} of {self.batches} batches{self._left(now, ', {} left')}")
         if now.rows:
             row = now.rows[-1]
-            rewards = [past["reward/mean"] for past in now.rows]
-            facts.add_row("reward", f"{rewards[-1]:.4f} ± {row['reward/std']:.4f}   {sparkline(rewards)}")
-            facts.add_row("images/s", _shown(row, "images_per_s", ".1f"))
-            facts.add_row("age", f"mean {row['age/mean']:.2f}, at most {row['age/max']:.0f} versions")
-            gap, clipped = _shown(row, "ratio/gap", ".1e"), _shown(row, "clip_fraction", ".1%")
+            curve = sparkline([past.get("reward/mean", math.nan) for past in now.rows])
+            mean, spread = _shown(row, "reward/mean", "z.4f"), _shown(row, "reward/std", "z.4f")
+            facts.add_row("reward", f"{mean} ± {spread}   {curve}")
+            facts.add_row("images/s", _shown(row, "images_per_s", "z.1f"))
+            age, oldest = _shown(row, "age/mean", "z.2f"), _shown(row, "age/max", "z.0f")
+            facts.add_row("age", f"mean {age}, at most {oldest} versions")
+            gap, clipped = _shown(row, "ratio/gap", "z.1e"), _shown(row, "clip_fraction", "z.1%")
             facts.add_row("ratio", f"gap before the update {gap}, clipped {clipped}")
-            facts.add_row("KL to base", f"{_shown(row, 'kl/base', '.4g')} nats a trajectory")
-        for version, mean in sorted(now.evaluations.items())[-3:]:
-            facts.add_row(f"evaluation at {version}", f"{mean:.4f}")
+            facts.add_row("KL to base", f"{_shown(row, 'kl/base', 'z.4g')} nats a trajectory")
+        for version, evaluated in sorted(now.evaluations.items())[-3:]:
+            facts.add_row(f"evaluation at {version}", _mean_in_words(evaluated))
         facts.add_row("orders", ", ".join(f"{count} {state}" for state, count in sorted(now.orders.items())) or "none")
         facts.add_row("waiting", ", ".join(f"{who} {share:.0%}" for who, share in sorted(now.waiting.items())))
         if now.advice:
@@ -125,30 +142,35 @@ class Display:
 
 
 def sparkline(values: list[float], width: int = 32) -> str:
-    """The last `width` values as a row of blocks, the lowest ▁ and the highest █."""
-    values = values[-width:]
-    low, high = min(values), max(values)
+    """The last `width` finite values as a row of blocks, the lowest ▁ and the highest █; "" if there is none."""
+    values = [value for value in values if math.isfinite(value)][-width:]
+    low, high = min(values, default=0.0), max(values, default=0.0)
     blocks = "▁▂▃▄▅▆▇█"
     return "".join(blocks[int((value - low) / (high - low or 1.0) * (len(blocks) - 1))] for value in values)
 
 
 def _shown(row: dict[str, float], key: str, form: str) -> str:
     """A number that not every batch has: there is no gap without fresh data, no speed before the second batch."""
-    return format(row[key], form) if key in row else "–"
+    value = row.get(key, math.nan)
+    return format(value, form) if math.isfinite(value) else "–"
+
+
+def _mean_in_words(mean: float | None) -> str:
+    return "no picture has a reward" if mean is None else f"reward {mean:z.4f}"
 
 
 def _seconds_left(now: Snapshot, batches: int) -> float | None:
-    """From the pace of the last ten batches."""
-    recent = now.rows[-11:]
-    if len(recent) < 2:
+    """From the pace of the last ten batches; what lies between two starts is no batch."""
+    times = [row["time"] for row in now.rows]
+    first = now.earlier or 0  # row of this start
+    steps = [times[i] - times[i - 1] for i in range(max(1, len(times) - 10), len(times)) if i != first]
+    if not steps:
         return None
-    pace = (recent[-1]["time"] - recent[0]["time"]) / (len(recent) - 1)
-    return max(0.0, pace * (batches - now.trained) - (time.time() - recent[-1]["time"]))
+    since = time.time() - times[-1] if len(times) > first else 0.0
+    return max(0.0, statistics.median(steps) * (batches - now.trained) - since)
 
 
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "?"
+def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

@@ -1,6 +1,11 @@
-"""A run's curves: `metrics.jsonl`, one JSON object a batch, and the same numbers for TensorBoard."""
+"""A run's curves: `metrics.jsonl`, one JSON object a batch or an evaluation, and the same numbers for TensorBoard.
+
+{"batch": 7, "time": ..., "reward/mean": ...}      ──►  reward/mean              at step 7
+{"version": 7, "time": ..., "reward/mean": ...}    ──►  evaluation/reward/mean   at step 7
+"""
 
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -14,7 +19,7 @@ class MetricsLog:
     """Appends one row a batch. What lies beyond `trained` batches is cut off first: those batches are trained again.
 
     A row is {"batch": int, "time": unix seconds, "reward/mean": float, ...}; an evaluation's row has "version" in the
-    place of "batch".
+    place of "batch". Numbers that are not finite are left out.
     """
 
     def __init__(self, run_dir: Path, trained: int) -> None:
@@ -26,8 +31,12 @@ class MetricsLog:
         temporary.replace(self.path)
         self.batches = {row["batch"] for row in self.rows if "batch" in row}
         self.versions = {row["version"] for row in self.rows if "version" in row}
+        self.earlier_batches, self.earlier_versions = len(self.batches), frozenset(self.versions)  # of earlier starts
         self.last = 0.0  # when the last row of this start was written
         self.writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=trained)
+        for row in self.rows:  # the purge knows one step for all curves, and an evaluation of the newest version stays
+            if row.get("version", -1) >= trained:
+                self._draw(row)
 
     def add_batch(self, batch: int, row: dict[str, float]) -> None:
         """Once a batch: a row that is there already is left as it is."""
@@ -36,23 +45,28 @@ class MetricsLog:
             now = time.time()
             speed = {"images_per_s": row["trajectories"] / (now - self.last)} if self.last else {}
             self.last = now
-            self._append({"batch": batch, "time": now, **row, **speed}, step=batch)
+            self._append({"batch": batch, "time": now, **row, **speed})
 
     def add_evaluation(self, version: int, row: dict[str, float]) -> None:
         if version not in self.versions:
             self.versions.add(version)
-            self._append({"version": version, "time": time.time(), **row}, step=version)
+            self._append({"version": version, "time": time.time(), **row})
 
     def close(self) -> None:
         self.writer.close()
 
-    def _append(self, row: dict[str, float], step: int) -> None:
+    def _append(self, row: dict[str, float]) -> None:
+        row = {name: value for name, value in row.items() if math.isfinite(value)}
         self.rows.append(row)
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
             file.flush()
             os.fsync(file.fileno())
+        self._draw(row)
+
+    def _draw(self, row: dict[str, float]) -> None:
+        step, kind = (row["batch"], "") if "batch" in row else (row["version"], "evaluation/")
         for name, value in row.items():
             if name not in ("batch", "version", "time"):
-                self.writer.add_scalar(name, value, step)
+                self.writer.add_scalar(f"{kind}{name}", value, step, walltime=row["time"])
         self.writer.flush()

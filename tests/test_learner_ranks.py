@@ -22,7 +22,7 @@ from learner.update import Updater, shares
 from tests.pipelines import tiny_pipeline
 from tests.test_learner_pipeline import away_from_zero, error, load, make_batch, small
 
-PATIENCE_S = 120
+PATIENCE_S = 1800  # a rank that dies closes its pipe, and is noticed at once
 Work = Callable[..., Any]
 
 
@@ -140,6 +140,26 @@ def test_weights_after_three_batches_are_those_of_one_learner(folder: Path) -> N
         assert all(torch.equal(weights[name], others[name]) for name in alone)
         assert group_metrics == pytest.approx(metrics, rel=1e-5, abs=1e-9)
     assert any((singles[0][0][name] != singles[1][0][name]).any() for name in start)
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_ranks_without_pairs_change_nothing(folder: Path, decoupled: bool) -> None:
+    """Pictures were set aside until an optimizer step has fewer pairs than there are ranks, and the KL, too."""
+    config = small(folder)
+    config.model.dtype = DType.float64
+    config.learner.decoupled = decoupled
+    config.learner.optimizer_steps = 4
+    config.learner.train_steps = 1
+    config.sampling.steps = 2
+    policy = load(config)
+    away_from_zero(policy)
+    batches = [make_batch(policy, number, count) for number, count in enumerate((2, 1, 3))]
+    ((alone, metrics),) = weights_after(Ranks(), [config], batches)
+    for answers in together(4, weights_after, [config], batches):
+        ((weights, group_metrics),) = answers
+        gap = max(float((weights[name] - alone[name]).abs().max()) for name in alone)
+        assert gap < 1e-6
+        assert group_metrics == pytest.approx(metrics, rel=1e-5, abs=1e-9)
 
 
 def sent(ranks: Ranks, lengths: list[int]) -> tuple[list[Tensor], bool, bool, str]:

@@ -1,6 +1,7 @@
 """The update against closed forms on a Gaussian, and what it does when numbers or memory run out."""
 
 import dataclasses
+import weakref
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from conf.schema import Algorithm, LearnerConfig
 from learner.advantages import PerPromptTracker
 from learner.batch import Batch
 from learner.metrics import reward_metrics, update_metrics
+from learner.ranks import Ranks
 from learner.update import KL_PAIRS, Pairs, Updater, shares
 from tests.learner_toy import SHAPE, D, GaussianToy, toy_batch
 
@@ -210,6 +212,148 @@ def test_one_pair_that_does_not_fit_stops_the_run_with_a_sentence() -> None:
     policy.memory = 0
     with pytest.raises(RunStopped, match="gradient_checkpointing"):
         Updater(policy, config(), seed=0).train(batch, normal(8))
+
+
+def test_the_advice_on_memory_names_what_helps_and_not_what_is_set_already() -> None:
+    """Checkpointing may change when the run goes on; the dtype may not."""
+    batch = toy_batch(GaussianToy(THETA, STDS), 8)
+    said = {}
+    for checkpointing in (False, True):
+        policy = GaussianToy(THETA, STDS, memory=0)
+        with pytest.raises(RunStopped) as stopped:
+            Updater(policy, config(gradient_checkpointing=checkpointing), seed=0).train(batch, normal(8))
+        said[checkpointing] = str(stopped.value)
+    assert "set learner.gradient_checkpointing=true" in said[False] and "same command" in said[False]
+    assert "set learner.gradient_checkpointing" not in said[True] and "a larger GPU" in said[True]
+    for sentence in said.values():
+        assert "under another run.name" in sentence and len(sentence) <= 500
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB."),
+    MemoryError("Unable to allocate 2.00 GiB for an array with shape (16384, 32768) and data type float32"),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+        "allocate 4398046511104 bytes. Error code 12 (Cannot allocate memory)"
+    ),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:80] data. DefaultCPUAllocator: not enough memory: you tried to 8"),
+    RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+]
+OTHER_ERRORS = [
+    RuntimeError("CUDA error: an illegal memory access was encountered"),
+    RuntimeError("CUDA error: device-side assert triggered"),
+    RuntimeError("CUDA error: uncorrectable ECC error encountered"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+    RuntimeError("The size of tensor a (3) must match the size of tensor b (4) at non-singleton dimension 1"),
+    ValueError("out of memory is not what this is"),
+]
+
+
+def failing(memory: int, error: Exception) -> GaussianToy:
+    """Raises `error` for more pairs than `memory`."""
+    policy = GaussianToy(THETA, STDS)
+    gaussian = policy.gaussian
+
+    def raising(latents: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        if len(latents) > memory:
+            raise error
+        return gaussian(latents, *rest)
+
+    policy.gaussian = raising  # type: ignore[method-assign, assignment]
+    return policy
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: str(error)[:40])
+def test_memory_of_any_kind_that_runs_out_halves_the_microbatch(error: Exception) -> None:
+    batch = toy_batch(GaussianToy(THETA, STDS), 20)
+    updater = Updater(failing(5, error), config(microbatch=16, optimizer_steps=1), seed=0)
+    assert updater.train(batch, normal(20))[0].taken
+    assert updater.microbatch == 4 and updater.halvings == 2
+
+
+@pytest.mark.parametrize("error", OTHER_ERRORS, ids=lambda error: str(error)[:40])
+def test_a_poisoned_device_is_not_answered_by_a_smaller_microbatch(error: Exception) -> None:
+    batch = toy_batch(GaussianToy(THETA, STDS), 20)
+    updater = Updater(failing(5, error), config(microbatch=16), seed=0)
+    with pytest.raises(type(error)) as raised:
+        updater.train(batch, normal(20))
+    assert raised.value is error and updater.microbatch == 16 and updater.halvings == 0
+
+
+def test_real_memory_of_the_host_that_runs_out_is_recognised() -> None:
+    """What torch and numpy themselves raise here, not sentences that were written down once."""
+    for ask in (lambda: torch.empty(2**60, dtype=torch.float32), lambda: np.ones(2**58, np.float32)):
+        policy = GaussianToy(THETA, STDS)
+        updater = Updater(policy, config(microbatch=2), seed=0)
+
+        def work(microbatch: int, ask: Any = ask) -> int:
+            if microbatch > 1:
+                ask()
+            return microbatch
+
+        assert updater.within_memory(work) == 1
+
+
+# ---- graphs
+
+
+class Node:
+    """Stands for a node of the graph, to which itself there are no weak references."""
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_no_graph_outlives_its_microbatch(decoupled: bool) -> None:
+    """A node of the graph holds what its forward pass saved, and some of that even after backward."""
+    policy = GaussianToy(THETA, STDS)
+    batch = toy_batch(policy, 20)
+    nodes: list[weakref.ref[Node]] = []
+    alive: list[int] = []
+    log_prob = policy.log_prob
+
+    def watched(*arguments: Any) -> torch.Tensor:
+        alive.append(sum(node() is not None for node in nodes))
+        values = log_prob(*arguments)
+        if values.grad_fn is not None:
+            node = Node()
+            values.grad_fn.metadata["lives as long as the graph's node"] = node
+            nodes.append(weakref.ref(node))
+        return values
+
+    policy.log_prob = watched  # type: ignore[method-assign]
+    updater = Updater(policy, config(microbatch=4, optimizer_steps=2), seed=0, decoupled=decoupled)
+    updater.train(batch, normal(20))
+    assert len(nodes) == 16 and max(alive) == 0
+    assert not any(node() is not None for node in nodes)
+
+
+def test_what_an_optimizer_step_gives_back_holds_no_graph() -> None:
+    policy = GaussianToy(THETA, STDS)
+    batch = toy_batch(policy, 8)
+    outputs = Updater(policy, config(), seed=0).gradient(batch, normal(8), all_pairs(batch), 4)
+    values = [getattr(outputs, field.name) for field in dataclasses.fields(outputs)]
+    assert all(value.grad_fn is None and not value.requires_grad for value in values)
+
+
+# ---- a rank that has no pairs
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_a_rank_without_pairs_has_a_gradient_of_zero_and_measures_nothing(decoupled: bool) -> None:
+    policy = GaussianToy(THETA, STDS)
+    batch = toy_batch(policy, 1).first_steps(1)  # one pair, and three ranks
+    ranks = [Ranks(rank, 3) for rank in range(3)]
+    parts = [
+        Updater(policy, config(), 0, decoupled, each).gradient(batch, normal(1), all_pairs(batch), 4) for each in ranks
+    ]
+    assert sorted(len(part.loss) for part in parts) == [0, 0, 1]
+    assert len({(value.dtype, value.ndim) for part in parts for value in (part.loss, part.ratio)}) == 1
+    for each in ranks:
+        updater = Updater(policy, config(), 0, decoupled, each)
+        measured = updater.proximal_log_probs(batch, [all_pairs(batch)])
+        assert np.isfinite(measured).sum() == len(range(*each.part(1).indices(1)))
 
 
 def test_metrics_of_a_batch_by_hand() -> None:
