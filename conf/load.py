@@ -46,7 +46,7 @@ def from_file(path: Path) -> Config:
 def experiments() -> dict[str, str]:
     """The shipped experiments: name -> the first line of the file, which says what it is."""
     files = sorted((CONF / "experiment").glob("*.yaml"))
-    return {file.stem: file.read_text().split("\n", 1)[0].lstrip("# ") for file in files}
+    return {file.stem: file.read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ") for file in files}
 
 
 def experiment_path(word: str) -> Path:

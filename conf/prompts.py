@@ -18,7 +18,10 @@ NUMBERS = ("two", "three", "four", "five", "six", "seven", "eight")
 IMAGENET_ANIMALS = Path(__file__).resolve().parent / "prompt_sets" / "imagenet_animals.txt"
 
 PAPER_SETS: dict[str, tuple[str, Callable[[], list[str]]]] = {
-    "imagenet_animals": ("the 398 animal classes of ImageNet", lambda: IMAGENET_ANIMALS.read_text().splitlines()),
+    "imagenet_animals": (
+        "the 398 animal classes of ImageNet",
+        lambda: IMAGENET_ANIMALS.read_text(encoding="utf-8").splitlines(),
+    ),
     "common_animals": ("the paper's 45 common animals", lambda: list(ANIMALS)),
     "animal_activities": (
         "the 45 animals in the paper's three activities, 'a cat washing the dishes'",

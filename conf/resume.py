@@ -63,7 +63,7 @@ def check_same(run_dir: Path, config: Config, prompts: list[str]) -> None:
     differences = changed_settings(saved, config)
     if not saved_prompts.is_file():
         raise UserError(f"{run_dir} has lost its prompts.txt: put it back, or choose another run.name")
-    old_prompts = saved_prompts.read_text().splitlines()
+    old_prompts = saved_prompts.read_text(encoding="utf-8").splitlines()
     if old_prompts != prompts:
         pairs = enumerate(itertools.zip_longest(old_prompts, prompts), start=1)
         number, (old, new) = next((n, pair) for n, pair in pairs if pair[0] != pair[1])
@@ -124,7 +124,7 @@ class RunLock:
     def __enter__(self) -> "RunLock":
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = self.path.open("a+")
+            self.file = self.path.open("a+", encoding="utf-8")
         except OSError as error:
             raise UserError(
                 f"run.dir={self.path.parent} cannot be written to ({error.strerror}): choose another run.dir"
@@ -151,7 +151,7 @@ class RunLock:
     def is_held(self) -> bool:
         """Whether a driver works on the run now."""
         try:
-            with self.path.open() as file:
+            with self.path.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except FileNotFoundError:
             return False
@@ -161,7 +161,7 @@ class RunLock:
 
     def _holder(self) -> str:
         try:
-            holder = json.loads(self.path.read_text())
+            holder = json.loads(self.path.read_text(encoding="utf-8"))
             return f"host {holder['host']}, process {holder['pid']}, since {holder['since']}"
         except (OSError, ValueError, KeyError, TypeError):
             return "which has just started"
@@ -170,7 +170,7 @@ class RunLock:
 def write_atomically(path: Path, text: str) -> None:
     """The file is there whole, or not at all."""
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w") as file:
+    with partial.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
