@@ -57,13 +57,13 @@ def _median_seconds(action: Callable[[], object], repeats: int = 9) -> float:
 
 def cpu_seconds(pid: int) -> float:
     """Of a process since its start, all threads, user and system."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def own_memory(pid: int) -> float:
     """MiB of a process that are its own: neither mapped files nor the object store that it shares with others."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+    for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) / 1024
     raise RuntimeError(f"/proc/{pid}/status has no line RssAnon")

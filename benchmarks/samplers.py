@@ -147,7 +147,7 @@ def _trajectories() -> pa.Table:
 
 def _write_recovery_point(folder: Path) -> None:
     folder.mkdir()
-    (folder / "state.json").write_text("{}")
+    (folder / "state.json").write_text("{}", encoding="utf-8")
 
 
 @dataclass(frozen=True)

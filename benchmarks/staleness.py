@@ -136,7 +136,7 @@ def _score(reward: NamedReward, images: np.ndarray, prompts: tuple[str, ...]) ->
 def finished(path: Path) -> dict[Cell, dict[str, Any]]:
     """The lines of a results file by cell. A line that was cut off by a crash is left out."""
     found: dict[Cell, dict[str, Any]] = {}
-    for text in path.read_text().splitlines() if path.exists() else []:
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
             line = json.loads(text)
         except json.JSONDecodeError:
@@ -161,7 +161,7 @@ def main() -> None:
     with ProcessPoolExecutor(args.workers, spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for done in as_completed([pool.submit(run, cell) for cell in left]):
             line = done.result()
-            with args.results.open("a") as file:
+            with args.results.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
             base, *_, last = line["evaluations"].values()
             change = np.mean(np.subtract(last, base))

@@ -140,7 +140,7 @@ def main() -> None:
     machines = " and ".join(dict.fromkeys(line["machine"] for line in lines.values()))
     print(f"Computed on {machines}.\n\n{table(study)}")
     if args.figure:
-        args.figure.write_text(figure(study))
+        args.figure.write_text(figure(study), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def epoch_of(claim: str) -> int:
 
 def _read(folder: Path) -> dict[str, dict[str, str]]:
     path = folder / MEMORY
-    return json.loads(path.read_text()) if path.exists() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def _who() -> str:

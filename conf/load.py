@@ -2,24 +2,30 @@
 
     schema.py's defaults  <-  conf/default.yaml  <-  conf/experiment/<name>.yaml  <-  key=value on the command line
 
+A text is used as it is written: on the command line to the last sign, in a file as typed_yaml.py has it.
 The first word is the experiment: a name in conf/experiment, or the path of a YAML file (a run's config.yaml, too).
 Everything that is wrong with any of them is a UserError of one sentence.
 """
 
 import dataclasses
 import difflib
+import functools
+import os
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from conf.errors import UserError
+from conf import typed_yaml
+from conf.errors import UserError, quoted, shown
+from conf.names import check_reward_name
+from conf.places import write_out
 from conf.prompts import named_sets
 from conf.schema import Config
-from conf.settings import section_type, settings, type_name
+from conf.settings import hint_of, is_text, section_type, settings, type_name, without_null
+from conf.texts import check_texts
 
 CONF = Path(__file__).resolve().parent
 
@@ -32,48 +38,59 @@ def load(argv: list[str]) -> Config:
     default = read_yaml(CONF / "default.yaml")
     word, overrides = (argv[0], argv[1:]) if argv and _is_experiment(argv[0]) else (default["experiment"], argv)
     path = experiment_path(word)
-    merged = OmegaConf.structured(Config)
+    merged: dict[str, Any] = {}
     for layer in (default, {"experiment": path.stem}, read_yaml(path)):
-        merged = merge(merged, layer, f"{path}: ")
-    return to_config(merge(merged, parse_overrides(overrides), ""))
+        merged = merge(merged, layer, f"{shown(path)}: ")
+    config = to_config(merge(merged, parse_overrides(overrides), ""))
+    write_out(config)
+    return config
 
 
 def from_file(path: Path) -> Config:
     """A resolved configuration as a run saved it. Raises UserError."""
-    return to_config(merge(OmegaConf.structured(Config), read_yaml(path), f"{path}: "))
+    return to_config(merge({}, read_yaml(path), f"{shown(path)}: "))
 
 
 def experiments() -> dict[str, str]:
     """The shipped experiments: name -> the first line of the file, which says what it is."""
     files = sorted((CONF / "experiment").glob("*.yaml"))
-    return {file.stem: file.read_text().split("\n", 1)[0].lstrip("# ") for file in files}
+    return {file.stem: file.read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ") for file in files}
 
 
 def experiment_path(word: str) -> Path:
     """The YAML file of an experiment's name or path. Raises UserError."""
     shipped = CONF / "experiment" / f"{word}.yaml"
-    if "/" not in word and shipped.is_file():
+    if "/" not in word and _is_file(shipped):
         return shipped
-    if Path(word).is_file():
-        return Path(word)
+    if _is_file(path := Path(os.path.expanduser(word))):  # noqa: PTH111, as Path raises where there is no such user
+        return path
     known = list(experiments())
     raise UserError(
-        f"there is no experiment {word!r}{_did_you_mean(word, known).rstrip('?')}: "
+        f"there is no experiment {quoted(word)}{_did_you_mean(word, known).rstrip('?')}: "
         f"give one of {', '.join(known)}, or the path of a YAML file"
     )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long for a name, or signs that no name has
+        return False
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The settings of a YAML file, as nested dicts. Raises UserError on what is not YAML or not a mapping."""
     try:
-        content = OmegaConf.to_container(OmegaConf.load(path))
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {_one_line(error)}") from error
+        content = typed_yaml.read(path.read_text(encoding="utf-8"), Config, shown(path))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{shown(path)} is not valid YAML: {error}") from error
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold settings as key: value, and holds a {type(content).__name__}")
-    return {str(key): value for key, value in content.items()}
+        raise UserError(f"{shown(path)} cannot be read: {error.strerror or error}") from error
+    if isinstance(content, str):
+        content = {content: None}  # a key that lacks its colon
+    if content is not None and not isinstance(content, dict):
+        raise UserError(f"{shown(path)} must hold settings as key: value, and holds a {type(content).__name__}")
+    return content or {}
 
 
 def parse_overrides(texts: list[str]) -> dict[str, Any]:
@@ -85,57 +102,66 @@ def parse_overrides(texts: list[str]) -> dict[str, Any]:
         for parent in parents:
             below = node.setdefault(parent, {})
             if not isinstance(below, dict):
-                raise UserError(f"{text!r} sets something below {parent}, which has the value {below}: leave one out")
+                raise UserError(
+                    f"{quoted(text)} sets something below {shown(parent)}, which has the value {shown(below)}: "
+                    "leave one out"
+                )
             node = below
         node[last] = parsed[1]
     return layer
 
 
 def _parse_override(text: str) -> tuple[list[str], Any]:
-    """The parts of the key, and the value, which is read as YAML."""
+    """The parts of the key, and the value: a text is taken as it is, all else is read as YAML."""
     key, equals, value = text.partition("=")
     parts = key.split(".")
     if not equals or not all(parts) or key.startswith("-") or key != key.strip():
-        raise UserError(f"{text!r} is not a setting: write key=value, such as learner.lr=1e-4 (--help lists them)")
+        raise UserError(
+            f"{quoted(text)} is not a setting: write key=value, such as learner.lr=1e-4 (--help lists them)"
+        )
     if parts == ["experiment"]:
-        raise UserError(f"{text!r}: the experiment is the first word of the command, `python launch.py {value} ...`")
-    try:
-        # OmegaConf's reader rather than YAML's own: it takes 1e-4 for a number.
-        parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"the value in {text!r} is not valid YAML: {_one_line(error)}") from error
-    assert isinstance(parsed, dict)
-    return parts, parsed["value"]
+        raise UserError(
+            f"{quoted(text)}: the experiment is the first word of the command, `python launch.py {shown(value)} ...`"
+        )
+    hint = hint_of(key)
+    if is_text(hint):
+        return parts, None if value == "null" else value
+    return parts, typed_yaml.read(value, hint, f"the value in {quoted(text)}", verbatim=True)
 
 
-def merge(config: DictConfig, layer: dict[str, Any], where: str) -> DictConfig:
-    """`config` with `layer` over it; `where` begins the sentence of the UserError for unknown keys and wrong types.
+def merge(below: dict[str, Any], layer: dict[str, Any], where: str) -> dict[str, Any]:
+    """`layer` over `below`; `where` begins the sentence of the UserError for unknown keys and wrong types.
 
     A layer that says where the prompts come from replaces what the layers below it said.
     """
     _check(layer, Config, "", where)
     if any(value is not None for value in layer.get("prompts", {}).values()):
         layer = {**layer, "prompts": {"set": None, "list": None, "file": None, **layer["prompts"]}}
-    try:
-        merged = OmegaConf.merge(config, layer)
-    except (OmegaConfBaseException, TypeError, ValueError) as error:
-        raise UserError(f"{where}{_one_line(error)}") from error
-    assert isinstance(merged, DictConfig)
-    return merged
+    return _over(below, layer)
 
 
-def to_config(merged: DictConfig) -> Config:
-    """Plain dataclasses, interpolations resolved. Raises UserError."""
+def _over(below: Any, layer: Any) -> Any:
+    if not (isinstance(below, dict) and isinstance(layer, dict)):
+        return layer
+    return {**below, **{name: _over(below.get(name), value) for name, value in layer.items()}}
+
+
+def to_config(layer: dict[str, Any]) -> Config:
+    """`layer` over the defaults of schema.py, as plain dataclasses, interpolations resolved. Raises UserError."""
     try:
+        merged = OmegaConf.merge(OmegaConf.structured(Config), layer)
         OmegaConf.resolve(merged)
         config = OmegaConf.to_object(merged)
     except MissingMandatoryValue as error:
-        key = getattr(error, "full_key", None) or "a setting"
+        key = shown(getattr(error, "full_key", None) or "a setting")
         raise UserError(f"{key} has no value: give it one, {key}=...") from error
-    except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None) or "a setting"
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
+        key = shown(getattr(error, "full_key", None) or "a setting")
         raise UserError(f"{key} cannot be worked out: {_one_line(error)}") from error
+    except RecursionError as error:
+        raise UserError("a setting cannot be worked out: its value is nested too deeply") from error
     assert isinstance(config, Config)
+    check_texts(config)
     return config
 
 
@@ -180,48 +206,69 @@ def _check(layer: dict[str, Any], cls: type, prefix: str, where: str) -> None:
             guess = _did_you_mean(str(name), names, prefix) or _did_you_mean(str(name), list(elsewhere.values()))
             if name in elsewhere:
                 guess = f", did you mean {elsewhere[name]}?"
-            shown = key if len(key) < 80 else f"{key[:60]}..."
-            raise UserError(f"{where}there is no setting {shown}{guess} (`python launch.py --help` lists them)")
+            raise UserError(
+                f"{where}there is no setting {shown(key, 80)}{guess} (`python launch.py --help` lists them)"
+            )
         hint, section = hints[name], section_type(hints[name])
         if section is None:
             _check_leaf(key, value, hint, where)
         elif not isinstance(value, dict):
-            raise UserError(group.format(key=key, value=_shown(value)))
+            raise UserError(group.format(key=key, value=shown(value)))
         elif section is hint:
             _check(value, section, f"{key}.", where)
         else:
             for entry, below in value.items():
+                check_reward_name(entry)
                 if not isinstance(below, dict):
-                    raise UserError(group.format(key=f"{key}.{entry}", value=_shown(below)))
+                    raise UserError(group.format(key=f"{key}.{entry}", value=shown(below)))
                 _check(below, section, f"{key}.{entry}.", where)
 
 
 def _check_leaf(key: str, value: Any, hint: Any, where: str) -> None:
     """One value against the type of its setting, by OmegaConf's own conversion of a lone field of that type."""
+    if key != "run.name" and (is_text(hint) or get_origin(without_null(hint)) is list):
+        _check_as_written(key, value, where)
     if isinstance(value, str) and "${" in value:
         return  # an interpolation is converted when it is resolved
-    lone = dataclasses.make_dataclass("Lone", [("value", hint, dataclasses.field(default="???"))])
     # A truth value is only a truth value, and text only text: OmegaConf would read 3 as true and 7 as "7".
     allowed = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    loose = (bool in allowed and not isinstance(value, bool | str) and not (value is None and NoneType in allowed)) or (
-        str in allowed and isinstance(value, list | dict)
+    nothing = value is None and NoneType in allowed
+    loose = (bool in allowed and not isinstance(value, bool | str) and not nothing) or (
+        is_text(hint) and not isinstance(value, str) and not nothing
     )
     try:
         if loose:
             raise ValueError("loose")
-        OmegaConf.merge(OmegaConf.structured(lone), {"value": value})
+        OmegaConf.merge(_lone(hint), {"value": value})
     except (OmegaConfBaseException, ValueError, TypeError) as error:
-        raise UserError(f"{where}{key}={_shown(value)} has the wrong type: it takes {type_name(hint)}") from error
+        raise UserError(
+            f"{where}{shown(key, 80)}={shown(value)} has the wrong type: it takes {type_name(hint)}"
+        ) from error
 
 
-def _shown(value: Any) -> str:
-    return "null" if value is None else str(value)
+@functools.cache
+def _lone(hint: Any) -> DictConfig:
+    """A configuration of one field, `value`, of this type."""
+    fields = [("value", hint, dataclasses.field(default="???"))]
+    return OmegaConf.structured(dataclasses.make_dataclass("Lone", fields))
+
+
+def _check_as_written(key: str, value: Any, where: str) -> None:
+    """Raises UserError for a text, or an entry of a list of texts, that OmegaConf would take for another thing."""
+    for number, text in enumerate(value if isinstance(value, list) else [value], start=1):
+        what = f"{where}{key}: entry {number}" if isinstance(value, list) else f"{where}{key}"
+        if isinstance(value, list) and not isinstance(text, str):
+            raise UserError(f"{what} is {shown(text, 60)} and not a text: put it in quotes")
+        if isinstance(text, str) and ("${" in text or text == "???"):
+            raise UserError(
+                f"{what} ({quoted(text, 60)}) holds ${{ or is ???, which has a meaning of its own: change it"
+            )
 
 
 def _did_you_mean(word: str, known: list[str], prefix: str = "") -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
+    close = difflib.get_close_matches(word[:100], known, n=1, cutoff=0.7)  # of a long text it takes minutes
     return f", did you mean {prefix}{close[0]}?" if close else ""
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split("full_key:")[0].split())
+    return shown(" ".join(str(error).split("full_key:")[0].split()), 300)

@@ -5,11 +5,14 @@ The paper's sets (Black et al. 2023, sections 5 and 6) are here, those of Emoji 
 
 import difflib
 import itertools
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
-from conf.errors import UserError
+from conf.errors import UserError, quoted, shown
+from conf.prompt_files import lines_of
 from conf.schema import PromptsConfig
+from conf.texts import unwritable
 from emoji_world.scenes import ACTIVITIES, ANIMALS, Scene, caption, make_manifest, plural, prompt_set
 
 # CLIP reads 77 tokens; a line far beyond is no prompt but, say, a page of text without line breaks.
@@ -18,7 +21,10 @@ NUMBERS = ("two", "three", "four", "five", "six", "seven", "eight")
 IMAGENET_ANIMALS = Path(__file__).resolve().parent / "prompt_sets" / "imagenet_animals.txt"
 
 PAPER_SETS: dict[str, tuple[str, Callable[[], list[str]]]] = {
-    "imagenet_animals": ("the 398 animal classes of ImageNet", lambda: IMAGENET_ANIMALS.read_text().splitlines()),
+    "imagenet_animals": (
+        "the 398 animal classes of ImageNet",
+        lambda: IMAGENET_ANIMALS.read_text(encoding="utf-8").splitlines(),
+    ),
     "common_animals": ("the paper's 45 common animals", lambda: list(ANIMALS)),
     "animal_activities": (
         "the 45 animals in the paper's three activities, 'a cat washing the dishes'",
@@ -50,49 +56,41 @@ def resolve_prompts(prompts: PromptsConfig) -> list[str]:
     if prompts.set is not None:
         return _named_set(prompts.set)
     if prompts.list is not None:
-        return _checked([str(prompt) for prompt in prompts.list], "prompts.list", "entry")
+        return _checked(prompts.list, "prompts.list", "entry")
     assert prompts.file is not None
-    return _from_file(prompts.file)
+    return _checked(lines_of(prompts.file), f"prompts.file={shown(prompts.file)}", "line", blank_is_skipped=True)
 
 
 def _named_set(name: str) -> list[str]:
     known = named_sets()
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
+        close = difflib.get_close_matches(name[:100], known, n=1)
         guess = f", did you mean {close[0]}?" if close else ""
-        raise UserError(f"prompts.set={name} is not a prompt set{guess}: there are {', '.join(known)}")
+        raise UserError(f"prompts.set={shown(name)} is not a prompt set{guess}: there are {', '.join(known)}")
     return PAPER_SETS[name][1]() if name in PAPER_SETS else prompt_set(name)
-
-
-def _from_file(name: str) -> list[str]:
-    try:
-        lines = Path(name).read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"prompts.file={name} is not a text file in UTF-8: give one prompt a line") from error
-    except OSError as error:
-        raise UserError(f"prompts.file={name} cannot be read: {error.strerror or error}") from error
-    if not any(line.strip() for line in lines):
-        raise UserError(f"prompts.file={name} holds no prompt: write one a line")
-    return _checked(lines, f"prompts.file={name}", "line", blank_is_skipped=True)
 
 
 def _checked(texts: list[str], source: str, unit: str, blank_is_skipped: bool = False) -> list[str]:
     """Stripped prompts. A prompt that stands twice is refused: statistics are kept for each prompt."""
-    seen: dict[str, int] = {}
-    for number, text in enumerate((text.strip() for text in texts), start=1):
-        if not text:
+    seen: dict[str, tuple[int, str]] = {}  # by what is seen of a prompt: an accent may be a sign of its own
+    for number, text in enumerate(texts, start=1):
+        if (problem := unwritable(text)) is not None:
+            raise UserError(f"{source}: {unit} {number} ({quoted(text, 60)}) holds {problem}: remove it")
+        prompt = text.strip()
+        if not prompt:
             if blank_is_skipped:
                 continue
             raise UserError(f"{source}: {unit} {number} is blank, give it a text or leave it out")
-        if len(text) > LONGEST:
+        if len(prompt) > LONGEST:
             raise UserError(
-                f"{source}: {unit} {number} has {len(text)} characters, but a prompt has at most {LONGEST}: shorten it"
+                f"{source}: {unit} {number} has {len(prompt)} characters, and a prompt at most {LONGEST}: shorten it"
             )
-        if not text.isprintable():
-            raise UserError(f"{source}: {unit} {number} ({text[:40]!r}) holds a control character: remove it")
-        if text in seen:
-            raise UserError(f"{source}: {text!r} stands in {unit} {seen[text]} and in {unit} {number}: remove one")
-        seen[text] = number
+        earlier, other = seen.setdefault(unicodedata.normalize("NFC", prompt), (number, prompt))
+        if earlier != number:
+            alike = "" if other == prompt else ", with its accents in other signs"
+            raise UserError(
+                f"{source}: {quoted(prompt)} stands in {unit} {earlier} and in {unit} {number}{alike}: remove one"
+            )
     if not seen:
         raise UserError(f"{source} is empty: give at least one prompt")
-    return list(seen)
+    return [prompt for _, prompt in seen.values()]

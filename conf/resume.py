@@ -19,19 +19,23 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from conf.errors import UserError
+from conf.errors import UserError, quoted, shown
 from conf.load import from_file
 from conf.schema import Config
 
-# What may differ from the saved settings. None of these changes what a batch is made of or how it is trained.
+# What may differ from the saved settings. None of these changes what a batch is made of or how it is trained, beyond
+# last bits for the two of the learner's memory, which it takes to go on after memory ran out.
 MAY_CHANGE = re.compile(
     r"experiment|run\.(name|dir)|ray\..*"
     r"|prompts\..*"  # where prompts come from; what they are is compared itself
     r"|run\.(batches|mirror)"  # batches upward
     r"|(samplers|learner|rewards\.[^.]+)\.count|(samplers|learner|rewards\.[^.]+)\.num_(cpus|gpus)"
+    r"|learner\.(microbatch|gradient_checkpointing)"
     r"|(learner|rewards\.[^.]+)\.timeout_s|buffer\.(claim_timeout_s|keep_batches|max_failed_share)|checkpoints\.keep"
 )
 
+
+MOST_SHOWN = 4  # differences in a sentence
 
 # What a start leaves in a new run folder that ended before config.yaml was there.
 UNFINISHED = ("prompts.txt", ".prompts.txt.partial", ".config.yaml.partial")
@@ -49,7 +53,7 @@ def check_resume(run_dir: Path, config: Config, prompts: list[str]) -> None:
     if not (run_dir / "config.yaml").exists():
         foreign = next((p for p in run_dir.iterdir() if p.name not in UNFINISHED), None) if run_dir.is_dir() else None
         if foreign is not None or (run_dir.exists() and not run_dir.is_dir()):
-            raise UserError(f"{run_dir} exists and is not a run (no config.yaml in it): choose another run.name")
+            raise UserError(f"{shown(run_dir)} exists and is not a run (no config.yaml in it): choose another run.name")
         return
     if any((run_dir / "checkpoints").glob("v*")):
         check_same(run_dir, config, prompts)
@@ -62,21 +66,27 @@ def check_same(run_dir: Path, config: Config, prompts: list[str]) -> None:
     saved = from_file(saved_config)
     differences = changed_settings(saved, config)
     if not saved_prompts.is_file():
-        raise UserError(f"{run_dir} has lost its prompts.txt: put it back, or choose another run.name")
-    old_prompts = saved_prompts.read_text().splitlines()
+        raise UserError(f"{shown(run_dir)} has lost its prompts.txt: put it back, or choose another run.name")
+    try:
+        old_prompts = saved_prompts.read_text(encoding="utf-8").split("\n")[:-1]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{shown(saved_prompts)} cannot be read ({error}): put it back, or choose another run.name"
+        ) from error
     if old_prompts != prompts:
         pairs = enumerate(itertools.zip_longest(old_prompts, prompts), start=1)
         number, (old, new) = next((n, pair) for n, pair in pairs if pair[0] != pair[1])
-        differences.append(f"prompt {number}: {old!r} -> {new!r}")
+        differences.append(f"prompt {number}: {_prompt_shown(old)} -> {_prompt_shown(new)}")
     if differences:
+        more = [f"{len(differences) - MOST_SHOWN} more"] if len(differences) > MOST_SHOWN else []
         raise UserError(
-            f"{run_dir} was begun with other settings ({'; '.join(differences)}): "
+            f"{shown(run_dir)} was begun with other settings ({'; '.join(differences[:MOST_SHOWN] + more)}): "
             "take them back to go on with it, or choose another run.name"
         )
     if config.run.batches < saved.run.batches:
         raise UserError(
-            f"run.batches={config.run.batches} is less than the {saved.run.batches} that {run_dir} was begun with: "
-            "it may only be raised"
+            f"run.batches={config.run.batches} is less than the {saved.run.batches} that {shown(run_dir)} was begun "
+            "with: it may only be raised"
         )
 
 
@@ -93,7 +103,7 @@ def changed_settings(saved: Config, new: Config) -> list[str]:
     absent = "absent"
     return [
         *(
-            f"{key}: {_shown(old_values.get(key, absent))} -> {_shown(new_values.get(key, absent))}"
+            f"{shown(key, 60)}: {_shown(old_values.get(key, absent))} -> {_shown(new_values.get(key, absent))}"
             for key in {**old_values, **new_values}
             if not MAY_CHANGE.fullmatch(key) and old_values.get(key, absent) != new_values.get(key, absent)
         ),
@@ -124,17 +134,17 @@ class RunLock:
     def __enter__(self) -> "RunLock":
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = self.path.open("a+")
+            self.file = self.path.open("a+", encoding="utf-8")
         except OSError as error:
             raise UserError(
-                f"run.dir={self.path.parent} cannot be written to ({error.strerror}): choose another run.dir"
+                f"run.dir={shown(self.path.parent)} cannot be written to ({error.strerror}): choose another run.dir"
             ) from error
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self.file.close()
             raise UserError(
-                f"{self.run_dir} is in use by another driver ({self._holder()}): "
+                f"{shown(self.run_dir)} is in use by another driver ({self._holder()}): "
                 "wait for it, stop it, or choose another run.name"
             ) from None
         self.file.seek(0)
@@ -151,7 +161,7 @@ class RunLock:
     def is_held(self) -> bool:
         """Whether a driver works on the run now."""
         try:
-            with self.path.open() as file:
+            with self.path.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except FileNotFoundError:
             return False
@@ -161,7 +171,7 @@ class RunLock:
 
     def _holder(self) -> str:
         try:
-            holder = json.loads(self.path.read_text())
+            holder = json.loads(self.path.read_text(encoding="utf-8"))
             return f"host {holder['host']}, process {holder['pid']}, since {holder['since']}"
         except (OSError, ValueError, KeyError, TypeError):
             return "which has just started"
@@ -170,7 +180,7 @@ class RunLock:
 def write_atomically(path: Path, text: str) -> None:
     """The file is there whole, or not at all."""
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w") as file:
+    with partial.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -178,4 +188,8 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def _shown(value: Any) -> str:
-    return str(value.value if isinstance(value, Enum) else "null" if value is None else value)
+    return shown(value.value if isinstance(value, Enum) else value, 40)
+
+
+def _prompt_shown(prompt: str | None) -> str:
+    return "None" if prompt is None else quoted(prompt, 40)

@@ -4,13 +4,14 @@ The request is a file in the run folder, scale.yaml. The run's driver looks for 
 config.yaml and removes it; so whoever asked sees when it is done, and needs nothing but the run folder.
 """
 
+import dataclasses
 import re
 import time
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from conf.errors import UserError
+from conf.errors import UserError, shown
 from conf.load import from_file, merge, parse_overrides, read_yaml, to_config
 from conf.resume import RunLock, flatten, write_atomically
 from conf.schema import Config
@@ -28,19 +29,21 @@ def ask(run_dir: Path, words: list[str]) -> str:
     """
     run_dir = run_dir.resolve()  # "." has no name, by which the lock is found
     if not (run_dir / "config.yaml").is_file():
-        raise UserError(f"{run_dir} is not a run (no config.yaml in it): give the run's folder, such as runs/mine")
+        raise UserError(
+            f"{shown(run_dir)} is not a run (no config.yaml in it): give the run's folder, such as runs/mine"
+        )
     if not words:
-        raise UserError(f"--scale {run_dir} asks for nothing: give counts, such as samplers.count=4")
+        raise UserError(f"--scale {shown(run_dir)} asks for nothing: give counts, such as samplers.count=4")
     config, layer = from_file(run_dir / "config.yaml"), parse_overrides(words)
     check_ranges(scaled(config, layer))
     if not RunLock(run_dir).is_held():
-        raise UserError(f"no driver works on {run_dir}: give the counts with the command that goes on with it")
+        raise UserError(f"no driver works on {shown(run_dir)}: give the counts with the command that goes on with it")
     write_atomically(run_dir / REQUEST, OmegaConf.to_yaml(layer))
     deadline = time.monotonic() + PATIENCE_S
     while (run_dir / REQUEST).exists():
         if time.monotonic() > deadline:
             (run_dir / REQUEST).unlink(missing_ok=True)
-            raise UserError(f"the driver of {run_dir} has not answered for {PATIENCE_S:.0f} s: ask again")
+            raise UserError(f"the driver of {shown(run_dir)} has not answered for {PATIENCE_S:.0f} s: ask again")
         time.sleep(0.2)
     return in_words(config, layer)
 
@@ -58,7 +61,7 @@ def scaled(config: Config, layer: dict[str, object]) -> Config:
             raise UserError(f"{key} cannot change while a run goes on: only samplers.count and rewards.<name>.count")
         if count[1] is not None and count[1] not in config.rewards:
             raise UserError(f"{key}: the run has no such reward, only {', '.join(config.rewards)}")
-    return to_config(merge(OmegaConf.structured(config), layer, ""))
+    return to_config(merge(dataclasses.asdict(config), layer, ""))
 
 
 def in_words(config: Config, layer: dict[str, object]) -> str:

@@ -18,7 +18,7 @@ class DType(StrEnum):
     float32 = "float32"
     float16 = "float16"
     bfloat16 = "bfloat16"
-    float64 = "float64"  # for checking numerics
+    float64 = "float64"  # for checking numerics; no run takes it, as log-probs are stored in float32
 
 
 class Algorithm(StrEnum):

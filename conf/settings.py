@@ -1,13 +1,14 @@
 """Every setting by its dotted key, read from schema.py: for --help, and to compare misspelled keys with."""
 
 import dataclasses
+import functools
 import inspect
 import io
 import re
 import tokenize
 from dataclasses import dataclass
 from enum import Enum
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from conf import schema
@@ -47,6 +48,30 @@ def section_type(hint: Any) -> type | None:
         values: type = get_args(hint)[1]
         return values
     return None
+
+
+def below(hint: Any, name: str) -> Any:
+    """The type of what stands under a name in a group of settings of type `hint`; Any where that is not known."""
+    section = section_type(hint)
+    if section is None:
+        return Any
+    return get_type_hints(section).get(name, Any) if section is hint else section
+
+
+def hint_of(key: str) -> Any:
+    """The type of a setting, or of a group of settings, by its dotted key."""
+    return functools.reduce(below, key.split("."), schema.Config)
+
+
+def without_null(hint: Any) -> Any:
+    """A type without the null that it may be."""
+    return next((a for a in get_args(hint) if a is not NoneType), hint) if isinstance(hint, UnionType) else hint
+
+
+def is_text(hint: Any) -> bool:
+    """Whether a setting of this type is written as a text: a str, or one of some words."""
+    plain = without_null(hint)
+    return isinstance(plain, type) and issubclass(plain, str)
 
 
 def type_name(hint: Any) -> str:

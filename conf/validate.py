@@ -8,7 +8,9 @@ import math
 import re
 from collections.abc import Callable
 
-from conf.errors import UserError
+from conf.errors import UserError, quoted
+from conf.names import check_different
+from conf.places import check_room_for_sockets
 from conf.prompts import resolve_prompts
 from conf.resume import flatten
 from conf.schema import Algorithm, Combine, Config, DType
@@ -68,11 +70,6 @@ RANGES: dict[str, Check] = {
     "checkpoints.keep": AT_LEAST_ONE,
 }
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
-# Names that a reward's column would share with another column of trajectories/*.parquet.
-TAKEN_COLUMNS = frozenset(
-    "trajectory_id order_id batch prompt prompt_id seed policy_version policy_digest age reward advantage set_aside "
-    "claimed rolled_out scored trained latents timesteps log_probs image score".split()
-)
 
 
 def validate(config: Config) -> None:
@@ -82,6 +79,7 @@ def validate(config: Config) -> None:
     _check_sizes(config)
     _check_rewards(config)
     _check_types(config)
+    check_room_for_sockets(config)
     resolve_prompts(config.prompts)
 
 
@@ -133,14 +131,10 @@ def check_ranges(config: Config) -> None:
 def _check_names(config: Config) -> None:
     if not NAME.fullmatch(config.run.name):
         raise UserError(
-            f"run.name={config.run.name!r} must be a folder's name of letters, digits, '_', '-' and '.', "
+            f"run.name={quoted(config.run.name)} must be a folder's name of letters, digits, '_', '-' and '.', "
             "beginning with a letter or digit; where the folder lies is run.dir"
         )
-    for name in config.rewards:
-        if not NAME.fullmatch(name) or "." in name or name in TAKEN_COLUMNS:
-            raise UserError(f"rewards.{name}: {name!r} cannot be a reward, as it is no free column name: rename it")
-    if not config.model.path:
-        raise UserError("model.path is empty: give the folder of a diffusers pipeline or a hub id")
+    check_different(config.rewards)
     if not config.model.lora.targets:
         raise UserError("model.lora.targets is empty: name the layers to train, such as [to_q, to_k, to_v, to_out.0]")
 
@@ -176,6 +170,11 @@ def _check_sizes(config: Config) -> None:
         raise UserError(
             f"learner.count={config.learner.count} is more than the {size // steps} trajectories of an optimizer step "
             f"(buffer.batch_size={size} by learner.optimizer_steps={steps}): lower it"
+        )
+    if config.learner.count > 1 and 0 < config.learner.num_gpus < 1:
+        raise UserError(
+            f"learner.num_gpus={config.learner.num_gpus} with learner.count={config.learner.count} would put ranks "
+            "together on one GPU, which NCCL refuses: give each a whole one, or set learner.count=1"
         )
     if config.learner.train_steps is not None and config.learner.train_steps > config.sampling.steps:
         raise UserError(
@@ -222,11 +221,14 @@ def _check_rewards(config: Config) -> None:
             )
         if config.combine is Combine.product and reward.weight < 0:
             raise UserError(f"rewards.{name}.weight={reward.weight} is an exponent in a product: give 0 or more")
-        if not reward.path:
-            raise UserError(f"rewards.{name}.path is empty: give a built-in name or module:Class")
 
 
 def _check_types(config: Config) -> None:
+    if config.model.dtype is DType.float64:
+        raise UserError(
+            "model.dtype=float64 is for checking numerics and no run's: log-probs and LoRA are stored in float32, so "
+            "take that"
+        )
     stored = config.sampling.latents_dtype
     if stored not in (DType.float32, DType.float16):
         raise UserError(

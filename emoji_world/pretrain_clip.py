@@ -86,7 +86,7 @@ def train_clip(steps: int, batch: int, lr: float, seed: int, folder: Path, out: 
     fit(model, loss_at, steps, lr, seed, folder / "clip.pt")
     save_file({k: v.half().contiguous() for k, v in model.state_dict().items()}, out / "open_clip_model.safetensors")
     (out / "open_clip_config.json").write_text(
-        json.dumps({"model_cfg": config, "preprocess_cfg": PREPROCESSING}, indent=1) + "\n"
+        json.dumps({"model_cfg": config, "preprocess_cfg": PREPROCESSING}, indent=1) + "\n", encoding="utf-8"
     )
 
 

@@ -220,7 +220,7 @@ def make_pool(count: int, seed: int, folder: Path) -> None:
         images[i] = render(scenes[index], rng)
     images.flush()
     rows = [[s.animal, s.number, s.setting] for s in (scenes[i] for i in chosen)]
-    (folder / "scenes.json").write_text(json.dumps(rows))
+    (folder / "scenes.json").write_text(json.dumps(rows), encoding="utf-8")
 
 
 def load_pool(folder: Path) -> tuple[np.ndarray, list[Scene]]:
@@ -228,7 +228,7 @@ def load_pool(folder: Path) -> tuple[np.ndarray, list[Scene]]:
     if not (folder / "scenes.json").exists():
         raise FileNotFoundError(f"no pictures in {folder}: run python -m emoji_world.render first")
     return np.load(folder / "images.npy", mmap_mode="r"), [
-        Scene(*r) for r in json.loads((folder / "scenes.json").read_text())
+        Scene(*r) for r in json.loads((folder / "scenes.json").read_text(encoding="utf-8"))
     ]
 
 

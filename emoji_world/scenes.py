@@ -153,12 +153,12 @@ def make_manifest() -> dict:
 
 def prompt_set(name: str) -> list[str]:
     """The prompts of a named set in manifest.json, in a fixed order."""
-    sets = json.loads(MANIFEST.read_text())["prompts"]
+    sets = json.loads(MANIFEST.read_text(encoding="utf-8"))["prompts"]
     if name not in sets:
         raise ValueError(f"no prompt set {name!r}; there are {', '.join(sorted(sets))}")
     return sets[name]
 
 
 if __name__ == "__main__":
-    MANIFEST.write_text(json.dumps(make_manifest(), indent=1) + "\n")
+    MANIFEST.write_text(json.dumps(make_manifest(), indent=1) + "\n", encoding="utf-8")
     print(f"wrote {MANIFEST.name}: " + ", ".join(f"{k} {len(v)}" for k, v in make_manifest()["prompts"].items()))

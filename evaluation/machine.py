@@ -41,7 +41,7 @@ def describe(machine: dict[str, Any]) -> str:
 def _fields(path: Path) -> dict[str, str]:
     """The first value of each "key : value" line; none where there is no such file (other systems than Linux)."""
     fields: dict[str, str] = {}
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         key, colon, value = line.partition(":")
         if colon:
             fields.setdefault(key.strip(), value.strip())
@@ -53,7 +53,7 @@ def _gpus() -> list[str]:
     if shutil.which("nvidia-smi") is None:
         return []
     query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
-    answer = subprocess.run(query, capture_output=True, text=True, check=False)
+    answer = subprocess.run(query, capture_output=True, encoding="utf-8", errors="replace", check=False)
     return answer.stdout.strip().splitlines() if answer.returncode == 0 else []
 
 

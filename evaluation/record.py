@@ -50,4 +50,4 @@ def record_end(run_dir: Path, batches: int) -> None:
 def read_record(run_dir: Path) -> dict[str, Any]:
     """What run.json holds; no sittings where there is none."""
     path = run_dir / NAME
-    return json.loads(path.read_text()) if path.exists() else {"sittings": {}}
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"sittings": {}}

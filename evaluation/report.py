@@ -18,7 +18,7 @@ PAGE = Path(__file__).resolve().parent / "page.html"
 def write_report(run_dir: Path) -> Path:
     """Writes run_dir/report.html and gives its path. Raises conf.errors.UserError if run_dir is no run's folder."""
     run = read_run(run_dir)
-    page = Template(PAGE.read_text()).substitute(
+    page = Template(PAGE.read_text(encoding="utf-8")).substitute(
         title=html.escape(run.name),
         headline=sections.headline(run),
         cards=sections.cards(run),

@@ -40,7 +40,7 @@ def read_run(run_dir: Path) -> RunFiles:
     return RunFiles(
         name=run_dir.resolve().name,
         config=from_file(run_dir / "config.yaml"),
-        config_text=(run_dir / "config.yaml").read_text(),
+        config_text=(run_dir / "config.yaml").read_text(encoding="utf-8"),
         batches=[row for row in read_metrics(run_dir / "metrics.jsonl") if "batch" in row],
         evaluations=evaluations,
         samples={int(path.stem[1:]): path for path in sorted((run_dir / "samples").glob("v[0-9]*.png"))},
@@ -59,7 +59,7 @@ def newest_of_each_batch(folder: Path) -> list[Path]:
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """The rows of a metrics.jsonl, without a last line that a death tore off."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 

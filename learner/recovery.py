@@ -71,7 +71,7 @@ def write(folder: Path, point: RecoveryPoint, policy: Policy) -> None:
             }
             text = json.dumps(body, allow_nan=False)
             seal = hashlib.sha256(text.encode()).hexdigest()
-            (temporary / STATE).write_text(f"{text}\n{seal}\n")
+            (temporary / STATE).write_text(f"{text}\n{seal}\n", encoding="utf-8")
             for file in (lora.WEIGHT_NAME, OPTIMIZER, STATE):
                 _flush(temporary / file)
             _flush(temporary)

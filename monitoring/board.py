@@ -41,7 +41,7 @@ class Series:
 def panels(run: str) -> dict[str, list[Panel]]:
     """The panels of each row by the row's title, in the dashboard's order. run: a regular expression, `.*` for all."""
     rows: dict[str, list[Panel]] = {}
-    for item in json.loads(BOARD.read_text())["panels"]:
+    for item in json.loads(BOARD.read_text(encoding="utf-8"))["panels"]:
         if item["type"] == "row":
             rows[item["title"]] = []
             continue

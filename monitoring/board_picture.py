@@ -61,6 +61,6 @@ if __name__ == "__main__":
     if len(sys.argv) != 4:
         raise SystemExit("usage: python -m monitoring.board_picture PROMETHEUS_URL RUN FILE.html")
     try:
-        Path(sys.argv[3]).write_text(page(sys.argv[1], sys.argv[2]))
+        Path(sys.argv[3]).write_text(page(sys.argv[1], sys.argv[2]), encoding="utf-8")
     except urllib.error.URLError as error:
         raise SystemExit(f"no Prometheus answers at {sys.argv[1]} ({error.reason})") from error

@@ -27,7 +27,7 @@ class MetricsLog:
         rows = read_metrics(self.path)
         self.rows = [row for row in rows if row.get("batch", row.get("version", 0) - 1) < trained]
         temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
         temporary.replace(self.path)
         self.batches = {row["batch"] for row in self.rows if "batch" in row}
         self.versions = {row["version"] for row in self.rows if "version" in row}
@@ -58,7 +58,7 @@ class MetricsLog:
     def _append(self, row: dict[str, float]) -> None:
         row = {name: value for name, value in row.items() if math.isfinite(value)}
         self.rows.append(row)
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
             file.flush()
             os.fsync(file.fileno())

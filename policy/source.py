@@ -38,13 +38,13 @@ def check_model(model: ModelConfig) -> None:
                 f"model.path={model.path} is not a folder; give that of a diffusers pipeline, or a hub id such as "
                 "stable-diffusion-v1-5/stable-diffusion-v1-5."
             )
-        check_family(json.loads(_fetch_index(model).read_text()), model.path)
+        check_family(json.loads(_fetch_index(model).read_text(encoding="utf-8")), model.path)
         return
     index = path / "model_index.json"
     if not index.is_file():
         raise UserError(f"model.path={model.path} has no model_index.json; give the folder of a diffusers pipeline.")
     try:
-        index_config = json.loads(index.read_text())
+        index_config = json.loads(index.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{index} is not valid JSON ({error}); download or save the pipeline again.") from error
     if not isinstance(index_config, dict):

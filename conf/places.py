@@ -1,0 +1,66 @@
+"""Settings that name a place on a disk: `~` is written out, and what could not be such a place is refused."""
+
+import os
+import re
+from pathlib import Path
+
+from conf.errors import UserError, shown
+from conf.schema import Config
+
+LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes that a file system takes
+LONGEST_SOCKET = 107  # bytes of a Unix socket's path
+SOCKET = "/session_2026-01-31_12-00-00_000000_{pid}/sockets/plasma_store"  # what Ray puts behind its folder
+
+
+def write_out(config: Config) -> None:
+    """Replaces every place in `config` by where it is. Raises UserError for one that cannot be."""
+    run, model, lora, prompts, ray = config.run, config.model, config.model.lora, config.prompts, config.ray
+    run.dir = _place("run.dir", run.dir)
+    model.path = _place("model.path", model.path)
+    if run.mirror is not None:
+        run.mirror = _place("run.mirror", run.mirror)
+    if lora.init_from is not None:
+        lora.init_from = _place("model.lora.init_from", lora.init_from)
+    if prompts.file is not None:
+        prompts.file = _place("prompts.file", prompts.file)
+    if ray.temp_dir is not None:
+        ray.temp_dir = str(Path(_place("ray.temp_dir", ray.temp_dir)).absolute())
+
+
+def _place(key: str, value: str) -> str:
+    path = os.path.expanduser(value)  # noqa: PTH111, as Path would rewrite a URI
+    if path.startswith("~"):
+        raise UserError(f"{key}={shown(value)}: this machine has no such user, write the path out")
+    if re.search(r"(^|/)\$\w", path):
+        raise UserError(f"{key}={shown(value)} holds a variable, which only a shell replaces: write it out, or with ~")
+    if re.match("file:/*~", path):
+        raise UserError(f"{key}={shown(value)} holds a ~, which means nothing in a URI: write the path out")
+    try:
+        longest, length = max(len(os.fsencode(part)) for part in path.split("/")), len(os.fsencode(path))
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{key}={shown(value)} cannot be a file's name in this locale ({error.encoding}): "
+            "start with a UTF-8 one, such as LC_ALL=C.UTF-8"
+        ) from error
+    if longest > LONGEST_NAME or length > LONGEST_PATH:
+        raise UserError(f"{key}={shown(value)} is longer than a path can be: take a shorter one")
+    return path
+
+
+def check_room_for_sockets(config: Config) -> None:
+    """Raises UserError if Ray, started here, could not make its sockets: their paths are short, and in ASCII."""
+    if config.ray.address is not None:
+        return
+    variable = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), None)
+    if config.ray.temp_dir is not None:
+        folder, source = config.ray.temp_dir, f"ray.temp_dir={shown(config.ray.temp_dir)}"
+    elif variable is not None:
+        folder, source = f"{os.environ[variable]}/ray", f"{variable}={shown(os.environ[variable])}"
+    else:
+        return
+    over = len(os.fsencode(folder)) + len(SOCKET.format(pid=os.getpid())) - LONGEST_SOCKET
+    if over > 0 or not folder.isascii():
+        why = f"{over} bytes too long" if over > 0 else "not in ASCII"
+        raise UserError(
+            f"{source} is {why} for the sockets that Ray puts there: give ray.temp_dir=/tmp/ray, or another"
+        )
