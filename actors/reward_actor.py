@@ -8,9 +8,10 @@ import torch
 from actors.calls import Clock, ask, call
 from buffer.messages import Lease
 from buffer.schema import tensors_of
+from common.blame import is_the_workers
 from conf.errors import UserError
 from conf.schema import RewardConfig
-from rewards.base import NamedReward, Scores, score_order, try_out
+from rewards.base import NamedReward, Scores, score_order, score_rows, the_machines, try_out
 from rewards.registry import resolve
 
 
@@ -33,10 +34,15 @@ class RewardActor:
             try_out(self._loaded(), prompts, image_size)
         except UserError as error:
             return str(error)
+        except Exception as error:
+            if not is_the_workers(error):
+                raise
+            return str(the_machines(self.reward_name, error))
         return None
 
     def run(self, buffer: ray.actor.ActorHandle) -> None:
-        """Works until the driver ends it. Raises UserError when the reward cannot be loaded."""
+        """Works until the driver ends it. Raises UserError when the reward cannot be loaded, or answers in other types
+        than before; and what its device or memory raises, which counts against no picture."""
         clock = Clock()
         with clock.on("loading the reward"):
             reward = self._loaded()
@@ -84,15 +90,11 @@ class RewardActor:
         tables, reasons = [], {}
         for row in wanted:
             call(buffer.trying_alone, self.name, int(ids[row]))
-            size = min(self.config.batch_size, len(ids))
-            padded = np.repeat(images[row : row + 1], size, axis=0)
-            scores, failed = score_order(reward, padded, [prompts[row]] * size, size)
-            if failed:
-                reasons[int(ids[row])] = next(iter(failed.values()))
-            else:
-                tables.append(_table(np.repeat(ids[row], size), scores).slice(0, 1))
+            scores, failed = score_rows(reward, images, prompts, [row], self.config.batch_size)
+            tables.append(_table(ids[[row]] if not failed else ids[:0], scores))
+            reasons |= {int(ids[row]): reason for reason in failed.values()}
         call(buffer.trying_alone, self.name, None)
-        return (pa.concat_tables(tables) if tables else _table(ids[:0], Scores(np.empty(0, np.float32)))), reasons
+        return pa.concat_tables(tables, promote_options="default"), reasons
 
     def _loaded(self) -> NamedReward:
         if self.reward is None:

@@ -13,7 +13,7 @@ ERRORS_OF_THE_WORKER = frozenset({"AcceleratorError", "OutOfMemoryError", "Memor
 WORDS_OF_THE_WORKER = re.compile(
     r"\b(CUDA|HIP|cuDNN|CUBLAS|CUSOLVER|CUFFT|CURAND|CUSPARSE|NCCL|MIOpen|HSA|XPU) (driver )?error"
     r"|\b(CUBLAS|CUDNN|CUSOLVER|CUSPARSE|CUFFT|CURAND|HIPBLAS|ROCBLAS|MIOPEN)_STATUS_|\bcuda(Error|Malloc)\w*"
-    r"|out of memory|can't allocate memory|not enough memory|unable to mmap|no kernel image is available"
+    r"|out of memory|can('t|not) allocate memory|not enough memory|unable to mmap|no kernel image is available"
     r"|device-side assert|illegal memory access|ECC error|GPU is lost|fallen off the bus",
     re.IGNORECASE,
 )

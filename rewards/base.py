@@ -1,15 +1,18 @@
 """What a reward is, and the checks between a reward that anyone may have written and a run that must not be spoilt."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
+import torch
 
+from common.blame import is_the_workers
 from conf.errors import UserError
+from rewards.columns import cells_of, check_name, in_words, unified
 
-RESERVED = ("score", "trajectory_id")  # columns of the score tables that are not the reward's to name
-CELLS = (str, bool, int, float)  # what a cell of a further column may hold, besides None and lists of it
+LONGEST_MESSAGE = 200  # characters of a message that is somebody else's, within a sentence of ours
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Scores:
     scores: np.ndarray  # float32 [B], higher is better
     columns: Mapping[str, Sequence[Any] | np.ndarray] = field(
         default_factory=dict
-    )  # to be stored: B cells each, one type a column
+    )  # to be stored: B cells each, one kind a column, the same in every answer
 
 
 class Reward(Protocol):
@@ -38,31 +41,60 @@ class BadAnswer(ValueError):
     """A reward answered with something that is not B finite numbers; the message names the reward."""
 
 
+class OtherKind(UserError):
+    """A column holds another kind than in an earlier answer. That is no picture's fault, so it ends the run."""
+
+
 @dataclass(frozen=True)
 class NamedReward:
     """A reward under the name that the config gives it; its answers are always checked."""
 
     name: str  # the key under `rewards:`
     call: Callable[[np.ndarray, list[str]], Any]
+    kinds: dict[str, pa.DataType] = field(default_factory=dict)  # of the columns in its answers so far
 
     def __call__(self, images: np.ndarray, prompts: Sequence[str]) -> Scores:
-        """Scores of B pictures. Raises BadAnswer, or whatever the reward itself raises."""
-        return checked(self.name, self.call(images, list(prompts)), len(prompts))
+        """Scores of B pictures. Raises BadAnswer, OtherKind, or whatever the reward itself raises."""
+        try:
+            answer = self.call(images, list(prompts))
+        except SystemExit as error:  # from a library or script of the user's: the actor is not theirs to end
+            raise RuntimeError(f"it called sys.exit({error.code!r:.100})") from error
+        scores = checked(self.name, answer, len(prompts))
+        self._remember(scores.columns)
+        return scores
+
+    def _remember(self, columns: Mapping[str, Any]) -> None:
+        for key, cells in columns.items():
+            kind = pa.array(cells).type
+            known = next((known for known in self.kinds if known.lower() == key.lower()), key)
+            if known != key:
+                raise OtherKind(
+                    f"Reward {self.name} names a column {key!r} that it named {known!r} before, and some readers take "
+                    "no notice of case; always give it one name, and start again."
+                )
+            old = self.kinds.get(key, kind)
+            try:
+                self.kinds[key] = unified(old, kind)
+            except pa.ArrowTypeError as error:
+                raise OtherKind(
+                    f"Reward {self.name} put {in_words(kind)} into column {key!r}, where it put {in_words(old)} "
+                    "before; store one kind in it, whatever the picture, and start again."
+                ) from error
 
 
 def checked(name: str, answer: Any, count: int) -> Scores:
-    """The answer of reward `name` for `count` pictures as Scores: float32 [count], finite, columns of that length.
+    """The answer of reward `name` for `count` pictures as Scores: float32 [count], finite, columns of that length in
+    plain Python.
 
     Raises BadAnswer otherwise.
     """
     columns = answer.columns if isinstance(answer, Scores) else {}
     raw = answer.scores if isinstance(answer, Scores) else answer
     try:
-        numbers = np.asarray(raw)
-        kind = numbers.dtype.kind
+        numbers = _numbers(raw)
     except (TypeError, ValueError, RuntimeError) as error:  # a ragged list; a tensor that requires grad or is on a GPU
-        raise BadAnswer(f"Reward {name} gave no array of numbers ({error}); return float32 [B].") from error
-    if kind not in "fiub":
+        raise BadAnswer(f"Reward {name} gave no array of numbers ({describe(error)}); return float32 [B].") from error
+    if not (numbers.dtype.kind in "fiub" or np.can_cast(numbers.dtype, np.float64)):
         raise BadAnswer(
             f"Reward {name} gave {type(raw).__name__} of dtype {numbers.dtype}; return float32 [B], or Scores."
         )
@@ -76,31 +108,40 @@ def checked(name: str, answer: Any, count: int) -> Scores:
     if not np.isfinite(scores).all():
         row = int(np.flatnonzero(~np.isfinite(scores))[0])
         raise BadAnswer(f"Reward {name} gave {numbers[row]} for picture {row} of {count}; scores must be finite.")
-    return Scores(scores, {key: _checked_column(name, key, values, count) for key, values in columns.items()})
+    return Scores(scores, _checked_columns(name, columns, count))
 
 
-def _checked_column(name: str, key: Any, values: Any, count: int) -> list[Any]:
-    if not isinstance(key, str) or not key or key in RESERVED:
-        raise BadAnswer(f"Reward {name} names a column {key!r}; choose a text other than {' and '.join(RESERVED)}.")
-    cells = values.tolist() if isinstance(values, np.ndarray) else list(values)
-    cells = [cell.item() if isinstance(cell, np.generic) else cell for cell in cells]
-    if len(cells) != count:
-        raise BadAnswer(f"Reward {name} gave {len(cells)} cells in column {key!r} for {count} pictures; give {count}.")
-    flat = [value for cell in cells for value in (cell if isinstance(cell, list) else [cell])]
-    kinds = {type(value) for value in flat if value is not None}
-    if not (kinds <= {int, float} or any(kinds == {kind} for kind in CELLS)):
-        found = " and ".join(sorted(kind.__name__ for kind in kinds))
-        raise BadAnswer(
-            f"Reward {name} put {found} into column {key!r}; store text, numbers or truth values, or lists of them, "
-            "one kind a column."
-        )
+def _numbers(raw: Any) -> np.ndarray:
+    if isinstance(raw, torch.Tensor) and raw.is_floating_point():
+        raw = raw.double()  # NumPy has no bfloat16 and no float8
+    if isinstance(raw, list | tuple) and all(isinstance(score, torch.Tensor) for score in raw):
+        raw = [score.tolist() for score in raw]
+    if isinstance(raw, np.ma.MaskedArray):
+        raw = raw.astype(np.float64).filled(np.nan)  # what is masked is no score
+    return np.asarray(raw)
+
+
+def _checked_columns(name: str, columns: Any, count: int) -> dict[str, list[Any]]:
+    if not isinstance(columns, Mapping):
+        raise BadAnswer(f"Reward {name} gave {type(columns).__name__} as columns; give a dict of name and cells.")
+    cells: dict[str, list[Any]] = {}
+    try:
+        for key, values in columns.items():
+            check_name(key)
+            twin = next((other for other in cells if other.lower() == key.lower()), None)
+            if twin is not None:
+                raise ValueError(f"names two columns {twin!r} and {key!r}, which some readers take for one; rename one")
+            cells[key] = cells_of(key, values, count)
+    except ValueError as error:
+        raise BadAnswer(f"Reward {name} {error}.") from error
     return cells
 
 
 def try_out(reward: NamedReward, prompts: Sequence[str], image_size: tuple[int, int]) -> None:
     """Asks `reward` about two pictures before the first rollout, so that a mistake costs seconds.
 
-    prompts: one or more of the run's; image_size: (height, width) of the run's pictures. Raises UserError.
+    prompts: one or more of the run's; image_size: (height, width) of the run's pictures. Raises UserError. A reward may
+    have a method `check_trial(scores)`, which hears its own answer and raises UserError where that shows it is broken.
     """
     height, width = image_size
     smooth = np.linspace(0, 255, height * width * 3).reshape(height, width, 3)
@@ -109,14 +150,33 @@ def try_out(reward: NamedReward, prompts: Sequence[str], image_size: tuple[int, 
     images.flags.writeable = False  # as in the run, where pictures are views of shared memory
     pair = [prompts[0], prompts[-1]]
     try:
-        reward(images, pair)
+        scores = reward(images, pair)
+        if hasattr(reward.call, "check_trial"):
+            reward.call.check_trial(scores)
     except BadAnswer as error:
         raise UserError(f"{error} (Tried on two pictures before the first rollout.)") from error
+    except UserError:
+        raise
     except Exception as error:
+        if is_the_workers(error):
+            raise the_machines(reward.name, error) from error
         raise UserError(
             f"Reward {reward.name} failed on two pictures, uint8 [2, {height}, {width}, 3], before the first rollout: "
             f"{describe(error)}; mend it and start again."
         ) from error
+
+
+def the_machines(name: str, error: BaseException) -> UserError:
+    """What to say where a device or memory fails while reward `name` is made or tried."""
+    return UserError(
+        f"Reward {name} ran out of memory, or its device failed, before the first rollout: {describe(error)}; take a "
+        f"smaller model, or see to the machine (rewards.{name}.num_gpus reserves a GPU for it), and start again."
+    )
+
+
+def slices(count: int, batch_size: int) -> list[range]:
+    """The rows of each call of a reward for an order of `count` pictures: always the same, so are the scores."""
+    return [range(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
 
 
 def score_order(
@@ -126,29 +186,46 @@ def score_order(
 
     images: uint8 [B, H, W, 3]; prompts: B. The reward is asked in fixed slices of `batch_size` (the last may be
     shorter), so that the same order is always scored in the same shapes. Where a slice fails, by an exception or a
-    number that is not finite, its pictures are tried alone, each repeated to the slice's shape: so the failure is
-    that of a picture, and its neighbours keep their scores (PROTOCOL.md 6 and 7).
+    number that is not finite, its pictures are tried alone: so the failure is that of a picture, and its neighbours
+    keep their scores (PROTOCOL.md 6 and 7).
 
-    Returns Scores of the rows that are not in the dict {row: reason}, in the order of rows.
+    Returns Scores of the rows that are not in the dict {row: reason}, in the order of rows. Raises what is no
+    picture's fault: an error of the device or of memory, and UserError.
     """
     pieces: list[Scores] = []
     failed: dict[int, str] = {}
-    for start in range(0, len(prompts), batch_size):
-        rows = range(start, min(start + batch_size, len(prompts)))
+    for rows in slices(len(prompts), batch_size):
         try:
-            pieces.append(reward(images[start : rows.stop], prompts[start : rows.stop]))
-            continue
-        except Exception:  # noqa: BLE001  (not swallowed: it comes again, alone, from the picture that causes it)
-            pass
-        for row in rows:
-            try:
-                alone = reward(np.repeat(images[row : row + 1], len(rows), axis=0), [prompts[row]] * len(rows))
-            except Exception as error:  # noqa: BLE001  (counted against the picture, with its reason, by the buffer)
-                failed[row] = describe(error)
-            else:
-                first = {key: cells[:1] for key, cells in alone.columns.items()}
-                pieces.append(Scores(alone.scores[:1], first))
+            pieces.append(reward(images[rows.start : rows.stop], prompts[rows.start : rows.stop]))
+        except Exception as error:  # noqa: BLE001  (not swallowed, see below)
+            _raise_if_no_pictures_fault(error)  # else it comes again, alone, from the picture that causes it
+            alone, reasons = score_rows(reward, images, prompts, rows, batch_size)
+            pieces.append(alone)
+            failed |= reasons
     return _concatenated(pieces), failed
+
+
+def score_rows(
+    reward: NamedReward, images: np.ndarray, prompts: Sequence[str], rows: Iterable[int], batch_size: int
+) -> tuple[Scores, dict[int, str]]:
+    """As `score_order`, of these rows only, each alone and repeated to the shape of the slice that it belongs to."""
+    shape = {row: len(piece) for piece in slices(len(prompts), batch_size) for row in piece}
+    pieces: list[Scores] = []
+    failed: dict[int, str] = {}
+    for row in rows:
+        try:
+            alone = reward(np.repeat(images[row : row + 1], shape[row], axis=0), [prompts[row]] * shape[row])
+        except Exception as error:  # noqa: BLE001  (not swallowed, see below)
+            _raise_if_no_pictures_fault(error)
+            failed[row] = describe(error)  # counted against the picture, with its reason, by the buffer
+        else:
+            pieces.append(Scores(alone.scores[:1], {key: cells[:1] for key, cells in alone.columns.items()}))
+    return _concatenated(pieces), failed
+
+
+def _raise_if_no_pictures_fault(error: Exception) -> None:
+    if is_the_workers(error) or isinstance(error, UserError):
+        raise error
 
 
 def _concatenated(pieces: Sequence[Scores]) -> Scores:
@@ -164,5 +241,10 @@ def describe(error: BaseException) -> str:
     """An exception in one line."""
     if isinstance(error, BadAnswer):
         return str(error)
-    text = " ".join(str(error).split())
+    text = shortened(" ".join(str(error).split()), LONGEST_MESSAGE)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def shortened(text: str, length: int) -> str:
+    """The text, or its beginning and an ellipsis, `length` characters in all."""
+    return text if len(text) <= length else f"{text[: length - 1]}…"
