@@ -244,21 +244,31 @@ class Driver:
         folder = self.run_dir / "lora"
         if (newest := call(self.buffer.current)) is None:
             return folder
-        _, recovery_point = newest
+        version, recovery_point = newest
         temporary = folder / "writing.tmp"
+        weights = recovery.read_lora(self.run_dir / recovery_point, version)
         with recovery.operating_system_errors():
-            lora.export(lora.read_own(self.run_dir / recovery_point), temporary, self.config.model.lora)
+            lora.export(weights, temporary, self.config.model.lora)
         (temporary / lora.WEIGHT_NAME).replace(folder / lora.WEIGHT_NAME)
         temporary.rmdir()
         return folder
 
     def _publish(self, version: Version, recovery_point: str, news: News) -> None:
-        """The metrics row first: a driver that dies in between finds the version unpublished and does both again."""
-        if version not in self.weights:
-            self.weights[version] = [ray.put(lora.read_own(self.run_dir / recovery_point))]
-        if version.number > 0 and version.number - 1 not in self.log.batches:
-            row = recovery.read_metrics(self.run_dir / recovery_point)
-            self.log.add_batch(version.number - 1, row | self._pace(version.number, news))
+        """The metrics row first: a driver that dies in between finds the version unpublished and does both again.
+
+        Raises UserError if its recovery point is damaged; but where only an evaluation needs it, that one is missed."""
+        folder = self.run_dir / recovery_point
+        try:
+            if version not in self.weights:
+                self.weights[version] = [ray.put(recovery.read_lora(folder, version))]
+            if version.number > 0 and version.number - 1 not in self.log.batches:
+                row = recovery.read_metrics(folder, version)
+                self.log.add_batch(version.number - 1, row | self._pace(version.number, news))
+        except UserError as error:
+            if version.number >= news.status["trained_batches"] - self.config.buffer.max_staleness:
+                raise
+            call(self.buffer.evaluation_missed, version.number, str(error))
+            return
         call(self.buffer.publish, version, self.weights[version])
 
     def _pace(self, trained: int, news: News) -> dict[str, float]:

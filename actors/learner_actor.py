@@ -69,7 +69,7 @@ class LearnerActor:
                 continue
             with clock.on("loading weights"):
                 if taken.version != learner.version:
-                    learner.restore(self.run_dir / call(buffer.current)[1])
+                    self._restore(learner, buffer)
             with clock.on("waiting for other ranks"):
                 ranks.agree("weights and batches", f"{learner.version.digest} {taken.roster}")
             with clock.on("training"):
@@ -79,7 +79,11 @@ class LearnerActor:
             with clock.on("waiting for other ranks"):
                 another = ranks.any(another)
             if another:
-                learner.restore(self.run_dir / call(buffer.current)[1])
+                self._restore(learner, buffer)
+
+    def _restore(self, learner: Learner, buffer: ray.actor.ActorHandle) -> None:
+        version, recovery_point = call(buffer.current)
+        learner.restore(self.run_dir / recovery_point, version)
 
     def _check_run_folder(self) -> None:
         if not (self.run_dir / "config.yaml").is_file():

@@ -85,12 +85,13 @@ class Learner:
         )
         recovery.write(folder, point, self.policy)
 
-    def restore(self, folder: Path) -> None:
-        """Goes on from the recovery point in `folder`.
+    def restore(self, folder: Path, version: Version) -> None:
+        """Goes on from the recovery point of `version` in `folder`.
 
-        Raises UserError if a file of it is missing or damaged, or if it is of other settings than this learner's.
+        Raises UserError if a file of it is missing, damaged or another version's, or if it is of other settings than
+        this learner's.
         """
-        point = recovery.read(folder)
+        point = recovery.read(folder, version)
         for name, value in self._settings().items():
             if point.settings.get(name) != value:
                 raise UserError(

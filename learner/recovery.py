@@ -82,17 +82,18 @@ def write(folder: Path, point: RecoveryPoint, policy: Policy) -> None:
             raise
 
 
-def read(folder: Path) -> RecoveryPoint:
-    """The recovery point in `folder`, every byte checked. Raises UserError naming the file that is not as written."""
-    body = _read_state(folder)
+def read(folder: Path, version: Version) -> RecoveryPoint:
+    """The recovery point of `version` in `folder`, every byte checked. Raises UserError naming the file that is not as
+    it was written, or is another version's."""
+    body = _read_state(folder, version)
     for name, digest in body["files"].items():
         if not (folder / name).is_file():
             raise _damaged(folder / name, "is missing")
         if _digest(folder / name) != digest:
             raise _damaged(folder / name, "is not as it was written (truncated or changed)")
     return RecoveryPoint(
-        version=Version(*body["version"]),
-        lora=lora.read_own(folder),
+        version=version,
+        lora=read_lora(folder, version),
         optimizer=load_file(folder / OPTIMIZER),
         tracker=body["tracker"],
         counters=body["counters"],
@@ -101,20 +102,35 @@ def read(folder: Path) -> RecoveryPoint:
     )
 
 
-def read_metrics(folder: Path) -> dict[str, float]:
-    """The metrics of the batch that led to the recovery point in `folder`. Raises UserError as `read` does."""
-    metrics: dict[str, float] = _read_state(folder)["metrics"]
+def read_lora(folder: Path, version: Version) -> dict[str, Tensor]:
+    """The weights of `version`, by name. Raises UserError if those in `folder` are others, readable as they may be."""
+    state = lora.read_own(folder)
+    if (found := lora.digest(state)) != version.digest:
+        raise _damaged(folder / lora.WEIGHT_NAME, f"holds other weights ({found}) than those of {_named(version)}")
+    return state
+
+
+def read_metrics(folder: Path, version: Version) -> dict[str, float]:
+    """The metrics of the batch that led to `version`. Raises UserError as `read` does."""
+    metrics: dict[str, float] = _read_state(folder, version)["metrics"]
     return metrics
 
 
-def _read_state(folder: Path) -> dict[str, Any]:
+def _read_state(folder: Path, version: Version) -> dict[str, Any]:
     file = folder / STATE
     if not file.is_file():
         raise _damaged(file, "is missing")
     text, _, seal = file.read_bytes().partition(b"\n")
     if seal.strip() != hashlib.sha256(text).hexdigest().encode():
         raise _damaged(file, "is not as it was written (truncated or changed)")
-    return json.loads(text)
+    body: dict[str, Any] = json.loads(text)
+    if (found := Version(*body["version"])) != version:
+        raise _damaged(file, f"is of {_named(found)}, not of {_named(version)}")
+    return body
+
+
+def _named(version: Version) -> str:
+    return f"version {version.number} ({version.digest})"
 
 
 @contextmanager

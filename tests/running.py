@@ -90,11 +90,19 @@ class Launched:
 
 
 @contextmanager
-def launched(*arguments: str, cwd: Path, fault: str = "", dashboard: bool = False, **faults: str) -> Iterator[Launched]:
-    """Starts `launch.py` with these arguments. `fault`, and `delays`, `sick` and so on: see faults/sitecustomize.py."""
+def launched(
+    *arguments: str,
+    cwd: Path,
+    fault: str = "",
+    delays: str = "",
+    sick: str = "",
+    stillborn: str = "",
+    dashboard: bool = False,
+) -> Iterator[Launched]:
+    """Starts `launch.py` with these arguments. `fault`, `delays`, `sick`, `stillborn`: see faults/sitecustomize.py."""
     temp = Path(tempfile.mkdtemp(prefix="ddpo-"))  # short, because Ray's socket paths must be
     environment = dict(os.environ, PYTHONPATH=str(FAULTS), FAULT=fault, FAULT_MARK=str(temp / "fault"))
-    environment |= {name.upper(): value for name, value in faults.items()}
+    environment |= {"DELAYS": delays, "SICK": sick, "STILLBORN": stillborn}
     ray = [f"ray.temp_dir={temp}/ray", f"ray.dashboard={str(dashboard).lower()}"]
     command = [sys.executable, str(ROOT / "launch.py"), *arguments, *ray]
     process = subprocess.Popen(
@@ -116,9 +124,11 @@ def launched(*arguments: str, cwd: Path, fault: str = "", dashboard: bool = Fals
         shutil.rmtree(temp, ignore_errors=True)
 
 
-def launch(*arguments: str, cwd: Path, **faults: str) -> subprocess.CompletedProcess[str]:
+def launch(
+    *arguments: str, cwd: Path, delays: str = "", sick: str = "", stillborn: str = ""
+) -> subprocess.CompletedProcess[str]:
     """Runs `launch.py` to its end."""
-    with launched(*arguments, cwd=cwd, **faults) as run:
+    with launched(*arguments, cwd=cwd, delays=delays, sick=sick, stillborn=stillborn) as run:
         output, errors = run.process.communicate(timeout=TIMEOUT_S)
         return subprocess.CompletedProcess(run.process.args, run.process.returncode, output, errors)
 

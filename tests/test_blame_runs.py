@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import load_file, save_file
 
 from buffer.orders import Plan
 from tests.pipelines import tiny_pipeline
-from tests.running import launch
+from tests.running import launch, launched
 from tests.test_main_job import assert_same_run, small, trajectories, user_reward
 
 BATCHES = 2
@@ -96,30 +97,70 @@ def test_a_buffer_whose_disk_hangs_for_two_minutes_costs_only_the_time(
     assert_same_run(undisturbed, tmp_path / "runs" / "run")
 
 
-BROKEN_PROMPT = """
-        if any(prompt == "a broken one" for prompt in prompts): raise ValueError("too dark")
+FAILING_PROMPTS = """
+        if any(prompt.startswith("broken") for prompt in prompts): raise ValueError("too dark")
         return images.mean(axis=(1, 2, 3)).astype(np.float32)
 """
 
 
+def with_broken_evaluation(folder: Path, evaluated: int, broken: int) -> list[str]:
+    """Settings by which of `evaluated` evaluation pictures the first `broken` always fail, and none of any batch."""
+    for seed in range(1000):
+        plan = Plan(seed, tuple(f"prompt {number}" for number in range(40)), 8, 2, evaluated)
+        chosen = [prompt for order in plan.evaluation(0) for prompt in order.prompts][:broken]
+        trained = {prompt for batch in range(BATCHES) for order in plan.batch(batch) for prompt in order.prompts}
+        if not trained & set(chosen) and not {"prompt 0", "prompt 39"} & set(chosen):  # on these a reward is tried
+            prompts = [f"broken {prompt}" if prompt in chosen else prompt for prompt in plan.prompts]
+            return [
+                f"run.seed={seed}",
+                f"prompts.list=[{','.join(prompts)}]",
+                f"evaluation.count={evaluated}",
+                "buffer.max_failed_share=0",
+                *user_reward(folder, FAILING_PROMPTS.strip()),
+            ]
+    raise AssertionError("no seed will do")
+
+
 def test_an_evaluation_with_a_broken_picture_stops_nothing(model: Path, tmp_path: Path) -> None:
-    """One of its pictures always fails, and max_failed_share allows none; no batch has such a picture."""
-    listed = [f"prompt {number}" for number in range(20)] + ["a broken one"] + [f"prompt {n}" for n in range(20, 39)]
-    plans = [Plan(seed, tuple(listed), 8, 2, 40) for seed in range(200)]
-    seed = next(
-        plan.seed
-        for plan in plans
-        if not any("a broken one" in order.prompts for batch in range(BATCHES) for order in plan.batch(batch))
-    )
-    prompts = f"prompts.list=[{','.join(listed)}]"
-    words = command(model, *user_reward(tmp_path, BROKEN_PROMPT.strip()), prompts, f"run.seed={seed}")
-    done = launch(*words, "evaluation.count=40", "buffer.max_failed_share=0", cwd=tmp_path)
+    """It always fails, and max_failed_share allows none."""
+    done = launch(*command(model, *with_broken_evaluation(tmp_path, 40, 1)), cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     run_dir = tmp_path / "runs" / "run"
-    for file in (run_dir / "evaluation").glob("*.parquet"):
+    files = list((run_dir / "evaluation").glob("*.parquet"))
+    assert len(files) == 2
+    for file in files:
         rows = pq.read_table(file).to_pylist()
-        assert len(rows) == 40 and [row["prompt"] for row in rows if row["set_aside"]] == ["a broken one"]
+        assert len(rows) == 40
+        assert [row["prompt"].split()[0] for row in rows if row["set_aside"]] == ["broken"]
     assert all(row["set_aside"] is None for row in trajectories(run_dir))
+
+
+def test_an_evaluation_whose_weights_are_lost_is_missed_and_the_run_goes_on(model: Path, tmp_path: Path) -> None:
+    """That of version 0 comes to nothing at first, so it is still open; then its recovery point's weights change."""
+    words, run_dir = command(model, *with_broken_evaluation(tmp_path, 4, 4)), tmp_path / "runs" / "run"
+    with launched(*words, cwd=tmp_path, fault="learner.update:Updater._optimizer_step:3") as run:
+        run.wait_for_fault()
+        run.kill()
+    (weights,) = run_dir.glob("checkpoints/v00000.*/pytorch_lora_weights.safetensors")
+    tensors = load_file(weights)
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, weights)
+    done = launch(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "The evaluation of version 0 was missed" in done.stdout and "holds other weights" in done.stdout
+    assert len(trajectories(run_dir)) == BATCHES * 8
+
+
+def test_weights_that_are_not_those_of_their_version_are_handed_to_nobody(model: Path, tmp_path: Path) -> None:
+    words, run_dir = command(model), tmp_path / "runs" / "run"
+    with launched(*words, cwd=tmp_path, fault="learner.update:Updater._optimizer_step:3") as run:
+        run.wait_for_fault()
+        run.kill()
+    weights = max(run_dir.glob("checkpoints/v00001.*/pytorch_lora_weights.safetensors"))
+    tensors = load_file(weights)
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, weights)
+    done = launch(*words, cwd=tmp_path)
+    assert done.returncode == 2, done.stdout
+    assert weights.parent.name in the_sentence(done.stderr)
 
 
 def test_a_worker_that_cannot_start_ends_the_run_with_rays_reason(model: Path, tmp_path: Path) -> None:

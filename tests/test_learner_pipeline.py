@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from buffer.errors import RunStopped
+from buffer.orders import Version
 from conf.errors import UserError
 from conf.schema import Algorithm, Config, DType, GuidanceGradient
+from learner import recovery
 from learner.batch import Batch
 from learner.learner import Learner
 from learner.optimizer_state import optimizer_state
@@ -181,7 +183,7 @@ def test_six_batches_equal_three_a_restart_and_three(config: Config, tmp_path: P
     first.save(tmp_path / "v3")
     torch.manual_seed(99)  # the global state is no part of a run
     second = Learner(load(config), config)
-    second.restore(tmp_path / "v3")
+    second.restore(tmp_path / "v3", first.version)
     assert_same(state_of(first), state_of(second))
     resumed = [second.train(make_batch(second.policy, number)).metrics for number in range(3, 6)]
     assert_same(state_of(whole), state_of(second))
@@ -192,10 +194,10 @@ def test_six_batches_equal_three_a_restart_and_three(config: Config, tmp_path: P
 def test_version_0_is_saved_and_restored(config: Config, tmp_path: Path) -> None:
     learner = Learner(load(config), config)
     learner.save(tmp_path / "v0")
-    before = state_of(learner)
+    version, before = learner.version, state_of(learner)
     learner.train(make_batch(learner.policy, 0))
     assert state_of(learner)["version"] != before["version"]
-    learner.restore(tmp_path / "v0")  # as a learner does that hears of another recovery point than its own
+    learner.restore(tmp_path / "v0", version)  # as a learner does that hears of another recovery point than its own
     assert_same(state_of(learner), before)
 
 
@@ -203,7 +205,7 @@ def test_the_recovery_point_is_a_lora_that_diffusers_loads(config: Config, tmp_p
     learner = Learner(load(config), config)
     learner.train(make_batch(learner.policy, 0))
     learner.save(tmp_path / "v1")
-    state = lora.load(tmp_path / "v1", config.model.lora)
+    state = lora.read_own(tmp_path / "v1")
     assert lora.digest(state) == learner.version.digest
     assert all(torch.equal(state[name], tensor) for name, tensor in learner.policy.lora_state().items())
 
@@ -220,12 +222,12 @@ def test_a_recovery_point_is_never_overwritten_and_leaves_no_temporary_files(con
 
 @pytest.mark.parametrize("limit", [2048, 40_000])
 def test_a_full_disk_stops_the_run_and_leaves_nothing(
-    saved: tuple[Learner, Path], config: Config, tmp_path: Path, limit: int
+    saved: tuple[Learner, Path, Version], config: Config, tmp_path: Path, limit: int
 ) -> None:
     """A limit on the size of files stands for the disk; it strikes in the LoRA's file, or in the optimizer's."""
-    good = saved[1]
+    _, good, version = saved
     learner = Learner(load(config), config)
-    learner.restore(good)
+    learner.restore(good, version)
     assert (good / FILES[2]).stat().st_size < 40_000 < (good / FILES[1]).stat().st_size
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
@@ -242,22 +244,22 @@ FILES = ("state.json", "optimizer.safetensors", "pytorch_lora_weights.safetensor
 
 
 @pytest.fixture(scope="module")
-def saved(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Learner, Path]:
+def saved(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Learner, Path, Version]:
     """A learner at version 0, and the recovery point of a version 1."""
     config = small(folder)
     path = tmp_path_factory.mktemp("saved") / "v1"
     learner = Learner(load(config), config)
     learner.train(make_batch(learner.policy, 0))
     learner.save(path)
-    return Learner(load(config), config), path
+    return Learner(load(config), config), path, learner.version
 
 
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("damage", ["missing", "truncated", "empty", "changed"])
 def test_a_damaged_recovery_point_is_refused_in_one_sentence(
-    saved: tuple[Learner, Path], tmp_path: Path, file: str, damage: str
+    saved: tuple[Learner, Path, Version], tmp_path: Path, file: str, damage: str
 ) -> None:
-    fresh, good = saved
+    fresh, good, version = saved
     shutil.copytree(good, tmp_path / "v1")
     path = tmp_path / "v1" / file
     content = bytearray(path.read_bytes())
@@ -270,16 +272,32 @@ def test_a_damaged_recovery_point_is_refused_in_one_sentence(
         path.write_bytes(content[: len(content) // 2] if damage == "truncated" else b"")
     before = state_of(fresh)
     with pytest.raises(UserError) as caught:
-        fresh.restore(tmp_path / "v1")
+        fresh.restore(tmp_path / "v1", version)
     assert file in str(caught.value) and "new run" in str(caught.value) and "\n" not in str(caught.value)
     assert_same(state_of(fresh), before)
 
 
 def test_a_recovery_point_of_other_settings_is_refused(config: Config, tmp_path: Path) -> None:
-    Learner(load(config), config).save(tmp_path / "v0")
+    learner = Learner(load(config), config)
+    learner.save(tmp_path / "v0")
     config.run.seed = 5
     with pytest.raises(UserError, match=r"run\.seed=0.*has 5"):
-        Learner(load(config), config).restore(tmp_path / "v0")
+        Learner(load(config), config).restore(tmp_path / "v0", learner.version)
+
+
+def test_a_readable_recovery_point_of_other_weights_is_refused(
+    saved: tuple[Learner, Path, Version], config: Config, tmp_path: Path
+) -> None:
+    """A whole folder of another version in its place, and a LoRA of another version with a state that says it fits."""
+    fresh, good, version = saved
+    fresh.save(tmp_path / "v0")
+    before = state_of(fresh)
+    with pytest.raises(UserError, match=r"is of version 0 .*, not of version 1 "):
+        fresh.restore(tmp_path / "v0", version)
+    with pytest.raises(UserError, match=r"holds other weights \(.*\) than those of version 1 "):
+        recovery.read_lora(tmp_path / "v0", version)
+    assert_same(state_of(fresh), before)
+    assert lora.digest(recovery.read_lora(good, version)) == version.digest
 
 
 def test_the_state_file_is_plain_json_with_a_seal(config: Config, tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def test_who_is_killed_for_memory_is_replaced_like_any_other_dead(
     fleet.add(Place("sampler-0", lambda worker: [start(Working).options(resources={"full": 1}).remote()]))
 
     def notes() -> list[str]:
-        fleet.tend([], ["sampler-0.0"])
+        fleet.tend([], {"sampler-0.0": {}})
         return fleet.notes
 
     wait_for("a death", notes)
