@@ -4,6 +4,7 @@
 # make test-watching  install, then a run watched by a real Prometheus: every panel of the Grafana dashboard has data
 # make test-cluster  install, then a run across three hosts that it makes on this machine, and that die (root, 9 minutes)
 # make test-chaos install, then the kill matrix: 60 small runs, in each of which one process dies (CHAOS_RUNS=1000: more)
+# make test-other-diffusers  install, then a run's LoRA in diffusers 0.31, in an environment of its own (6 GB in build/)
 # make install   a virtual environment in .venv with exactly what requirements.lock names
 # make help      this list, and every setting of a run
 
@@ -11,10 +12,11 @@ PYTHON ?= python3
 ARGS ?=
 EXPERIMENT ?= compressibility
 VENV := .venv
+OTHER := build/other-diffusers
 # Named by the lock's content, so that an unchanged lock costs nothing and a changed one installs again.
 STAMP := $(VENV)/installed-$(shell cksum < requirements.lock | cut -d' ' -f1)
 
-.PHONY: train test test-slow test-watching test-cluster test-chaos install help
+.PHONY: train test test-slow test-watching test-cluster test-chaos test-other-diffusers install help
 .DEFAULT_GOAL := help
 
 train: install
@@ -39,6 +41,14 @@ test-cluster: install
 
 test-chaos: install
 	$(VENV)/bin/python -m tests.chaos.matrix
+
+test-other-diffusers: install $(OTHER)/installed
+	$(VENV)/bin/pytest -m other_diffusers -s tests/test_lora_elsewhere.py
+
+$(OTHER)/installed: tests/other_diffusers.txt
+	@test -x $(OTHER)/venv/bin/pip || $(PYTHON) -m venv $(OTHER)/venv
+	$(OTHER)/venv/bin/pip install --quiet --disable-pip-version-check -r tests/other_diffusers.txt
+	@touch $@
 
 install: $(STAMP)
 

@@ -132,6 +132,9 @@ def save_pipeline(
     path = out / "text_encoder" / "model.safetensors"
     tensors = {f"text_model.{k.removeprefix('text_model.')}": v for k, v in load_file(path).items()}
     save_file(tensors, path, metadata={"format": "pt"})
+    # transformers 5 would load it in half precision because of this, beside a UNet that diffusers loads in float32.
+    config = out / "text_encoder" / "config.json"
+    config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
 
 
 def train(steps: int, batch: int, lr: float, seed: int, folder: Path, out: Path) -> None:

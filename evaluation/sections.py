@@ -158,7 +158,7 @@ def usage(run: RunFiles, run_dir: Path) -> str:
     code = f"""import torch
 from diffusers import DDIMScheduler, DiffusionPipeline
 
-pipe = DiffusionPipeline.from_pretrained({run.config.model.path!r})
+pipe = DiffusionPipeline.from_pretrained({run.config.model.path!r}, torch_dtype=torch.{run.config.model.dtype})
 pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
 pipe.load_lora_weights({str(run_dir / "lora")!r})
 generator = torch.Generator().manual_seed({seed})

@@ -97,7 +97,7 @@ def _schedule(scheduler: DDIMScheduler, steps: int, eta: float) -> Schedule | No
     config = scheduler.config
     scheduler.set_timesteps(steps)
     timesteps = scheduler.timesteps.to("cpu", torch.int64)
-    if timesteps.min() < 0 or timesteps.max() >= config.num_train_timesteps:
+    if config.steps_offset < 0 or timesteps.max() >= config.num_train_timesteps:
         return None
     previous = timesteps - config.num_train_timesteps // steps
     alphas = scheduler.alphas_cumprod.double()
@@ -128,7 +128,8 @@ REMEDIES: tuple[dict[str, object], ...] = (
 def _advice(scheduler: DDIMScheduler, steps: int, eta: float) -> str:
     """What to set so that all steps are Gaussians, tried before it is said: the fewest changes that help."""
     for better_eta in dict.fromkeys((eta, 1.0)):
-        for changes in ({}, *REMEDIES):
+        for remedy in ({}, *REMEDIES):
+            changes = {key: value for key, value in remedy.items() if scheduler.config[key] != value}
             changed = _schedule(DDIMScheduler.from_config(scheduler.config, **changes), steps, better_eta)
             if changed is not None and bool((changed.std >= SMALLEST_STD).all()):
                 keys = " and ".join(f'"{key}": {json.dumps(value)}' for key, value in changes.items())

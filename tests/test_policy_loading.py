@@ -213,7 +213,7 @@ ADVISED = [
     (scheduler(set_alpha_to_one=True, steps_offset=0), {}),
     (scheduler(timestep_spacing="linspace"), {}),
     (scheduler(timestep_spacing="linspace", steps_offset=0, set_alpha_to_one=True), {}),
-    (scheduler(timestep_spacing="trailing", set_alpha_to_one=True), {}),
+    (scheduler(timestep_spacing="trailing", set_alpha_to_one=True), {"steps": 5}),
     (scheduler(timestep_spacing="trailing"), {"steps": 999}),
     (scheduler(beta_schedule="squaredcos_cap_v2", steps_offset=0), {}),
     (scheduler(trained_betas=[0.001] * 100), {}),
