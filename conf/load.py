@@ -228,7 +228,7 @@ def _check_leaf(key: str, value: Any, hint: Any, where: str) -> None:
     """One value against the type of its setting, by OmegaConf's own conversion of a lone field of that type."""
     if key != "run.name" and (is_text(hint) or get_origin(without_null(hint)) is list):
         _check_as_written(key, value, where)
-    if isinstance(value, str) and "${" in value:
+    if type(value) is hint or (isinstance(value, str) and "${" in value):
         return  # an interpolation is converted when it is resolved
     # A truth value is only a truth value, and text only text: OmegaConf would read 3 as true and 7 as "7".
     allowed = get_args(hint) if isinstance(hint, UnionType) else (hint,)
