@@ -191,7 +191,8 @@ def help_text() -> str:
 
 
 def _is_experiment(word: str) -> bool:
-    return "=" not in word and not word.startswith("-")
+    """Whether the first word of a command is an experiment and no setting; a folder's name may hold a =."""
+    return not word.startswith("-") and ("=" not in word or (word.endswith(".yaml") and _is_file(Path(word))))
 
 
 def _check(layer: dict[str, Any], cls: type, prefix: str, where: str) -> None:

@@ -45,7 +45,7 @@ def is_a_program(source: Path) -> bool:
     return "__main__" in text and "print(" in text
 
 
-@pytest.mark.parametrize("source", filter(is_a_program, SOURCES), ids=str)
+@pytest.mark.parametrize("source", [source for source in SOURCES if is_a_program(source)], ids=str)
 def test_every_program_can_print_in_every_encoding(source: Path) -> None:
     assert "print_anywhere()" in (ROOT / source).read_text(encoding="utf-8")
 
