@@ -170,8 +170,7 @@ class Driver:
         for evaluated in news.evaluations:
             if evaluated not in self.log.versions:
                 self._record_evaluation(evaluated)
-        if (asked := scale.requested(self.run_dir)) is not None:
-            self._scale_as_asked(asked)
+        self._scale_as_asked()
         self.fleet.tend(news.overdue, news.seconds)
         self.mirroring.follow(news.status["trained_batches"], len(news.evaluations))
         self.gauges.show(news, self.fleet, self.log.rows, self.mirroring.behind)
@@ -179,11 +178,18 @@ class Driver:
             raise RunStopped(news.stop)
         return news
 
-    def _scale_as_asked(self, layer: dict[str, object]) -> None:
+    def _scale_as_asked(self) -> None:
         """`launch.py --scale`: the counts become the run's own, and who asked sees the request go."""
+        try:
+            if (layer := scale.requested(self.run_dir)) is None:
+                return
+            fitted = scale.scaled(self.config, layer)
+            saved = scale.scaled(from_file(self.run_dir / "config.yaml"), layer)  # not what was fitted to this cluster
+        except UserError as reason:
+            self.fleet.notes.append(scale.set_aside(self.run_dir, reason))
+            return
         self.fleet.notes.append(scale.in_words(self.config, layer))
-        self.scale(scale.scaled(self.config, layer))
-        saved = scale.scaled(from_file(self.run_dir / "config.yaml"), layer)  # not what was fitted to this cluster
+        self.scale(fitted)
         save_config(self.run_dir, saved, list(self.plan.prompts))
         (self.run_dir / scale.REQUEST).unlink(missing_ok=True)
 

@@ -10,6 +10,7 @@ from buffer.errors import full_disk_stops_the_run
 from buffer.mirror import Mirror
 from buffer.mirroring import Mirroring
 from buffer.orders import Plan
+from conf import scale
 from conf.resume import RunLock, check_resume, check_same, save_config
 from conf.schema import Config
 from conf.validate import cluster_fits, effective_gpus
@@ -34,6 +35,8 @@ def run(config: Config, prompts: list[str]) -> None:
         mirror = Mirror.at(config.run.mirror, run_dir) if config.run.mirror is not None else None
         if mirror and mirror.prepare(lambda restored: check_same(restored, config, prompts)):
             print(f"{run_dir} was restored from the mirror {config.run.mirror}")
+        if (run_dir / scale.REQUEST).exists():
+            print(scale.set_aside(run_dir, "it was left from before this start, ask again"))
         mirroring = Mirroring(mirror, rules(config).served)
         with mirroring, full_disk_stops_the_run(run_dir):
             if read_record(run_dir).get("finished") != config.run.batches:

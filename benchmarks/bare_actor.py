@@ -15,6 +15,7 @@ import ray
 
 from actors.cluster import cluster
 from benchmarks.measure import machine_line, own_memory
+from common.terminal import print_anywhere
 from conf.schema import Config, RayConfig
 
 CALLS = 60_000
@@ -45,4 +46,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    print_anywhere()
     main()

@@ -34,6 +34,7 @@ import numpy as np
 
 from benchmarks.measure import machine_line
 from buffer.journal import read_counted
+from common.terminal import print_anywhere
 from tests.pipelines import tiny_pipeline
 from tests.running import ROOT, SMALL, launched
 
@@ -138,4 +139,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    print_anywhere()
     main()

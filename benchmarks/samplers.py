@@ -40,6 +40,7 @@ from buffer.messages import TakenBatch
 from buffer.orders import Plan, Version
 from buffer.schema import rollout_table
 from buffer.store import write_batch
+from common.terminal import print_anywhere
 from conf.schema import Config, RayConfig, RewardConfig
 
 ROLLOUT_S = 8.0  # a trajectory
@@ -298,4 +299,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    print_anywhere()
     main()

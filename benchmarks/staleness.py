@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from buffer.orders import Order, Plan
+from common.terminal import print_anywhere
 from conf.load import load
 from conf.prompts import resolve_prompts
 from conf.schema import Config
@@ -170,4 +171,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    print_anywhere()
     main()

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.staleness import AGES, RESULTS, SEEDS, Cell, finished
+from common.terminal import print_anywhere
 from conf.load import load
 from evaluation.svg import Curve, chart
 
@@ -144,4 +145,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    print_anywhere()
     main()

@@ -92,7 +92,14 @@ def epoch_of(claim: str) -> int:
 
 def _read(folder: Path) -> dict[str, dict[str, str]]:
     path = folder / MEMORY
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return {uri: {name: str(claims[name]) for name in ("held", "trying")} for uri, claims in known.items()}
+    except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{path} is damaged, and says which epochs of the mirror are this folder's: put it back, or remove "
+            f"{folder} to go on from the mirror"
+        ) from error
 
 
 def _who() -> str:

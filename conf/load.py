@@ -191,7 +191,8 @@ def help_text() -> str:
 
 
 def _is_experiment(word: str) -> bool:
-    return "=" not in word and not word.startswith("-")
+    """Whether the first word of a command is an experiment and no setting; a folder's name may hold a =."""
+    return not word.startswith("-") and ("=" not in word or (word.endswith(".yaml") and _is_file(Path(word))))
 
 
 def _check(layer: dict[str, Any], cls: type, prefix: str, where: str) -> None:
@@ -228,7 +229,7 @@ def _check_leaf(key: str, value: Any, hint: Any, where: str) -> None:
     """One value against the type of its setting, by OmegaConf's own conversion of a lone field of that type."""
     if key != "run.name" and (is_text(hint) or get_origin(without_null(hint)) is list):
         _check_as_written(key, value, where)
-    if isinstance(value, str) and "${" in value:
+    if type(value) is hint or (isinstance(value, str) and "${" in value):
         return  # an interpolation is converted when it is resolved
     # A truth value is only a truth value, and text only text: OmegaConf would read 3 as true and 7 as "7".
     allowed = get_args(hint) if isinstance(hint, UnionType) else (hint,)

@@ -50,7 +50,8 @@ def read(source: str, hint: Any, what: str, verbatim: bool = False) -> Any:
     verbatim: an unquoted text must be the very signs of the source, and nothing may be left over: on a command line
     nobody means YAML's anchors, comments and folded lines. `what` begins the sentence of the UserError.
     """
-    if verbatim and (problem := unwritable(source)) is not None:
+    holds_texts = get_origin(without_null(hint)) is list
+    if verbatim and holds_texts and (problem := unwritable(source)) is not None:
         raise UserError(f"{what} holds {problem}: leave it out")
     try:
         loader = _Loader(source)

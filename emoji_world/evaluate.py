@@ -15,6 +15,7 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from PIL import Image
 
+from common.terminal import print_anywhere
 from emoji_world.classifier import accuracy, classify
 from emoji_world.pretrain_unet import WEIGHTS
 from emoji_world.pretrain_vae import to_model
@@ -67,6 +68,7 @@ def save_grid(images: np.ndarray, columns: int, path: Path, scale: int = 2) -> N
 
 
 if __name__ == "__main__":
+    print_anywhere()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--guidance", type=float, default=3.0)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 
+from common.terminal import print_anywhere
 from emoji_world.classifier import classify
 from emoji_world.evaluate import generate
 from emoji_world.pretrain_captioner import WEIGHTS as CAPTIONER
@@ -61,6 +62,7 @@ def ask(model: VisionLanguageModel, images: np.ndarray, questions: list[str]) ->
 
 
 if __name__ == "__main__":
+    print_anywhere()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--generated", type=int, default=500)
     args = parser.parse_args()

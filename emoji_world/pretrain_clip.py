@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional
 
+from common.terminal import print_anywhere
 from emoji_world.fit import fit
 from emoji_world.pretrain_vae import TEST_PICTURES, to_model
 from emoji_world.render import POOL, SIZE, load_pool
@@ -130,6 +131,7 @@ def train_head(clip: Path, seed: int, folder: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
+    print_anywhere()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch", type=int, default=96)

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from common.terminal import print_anywhere
 from emoji_world.muon import make_optimizers
 from emoji_world.pretrain_vae import LATENT_CHANNELS, TEST_PICTURES, to_model
 from emoji_world.render import POOL, load_pool
@@ -202,6 +203,7 @@ def train(steps: int, batch: int, lr: float, seed: int, folder: Path, out: Path)
 
 
 if __name__ == "__main__":
+    print_anywhere()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=3400)
     parser.add_argument("--batch", type=int, default=64)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
+from common.terminal import print_anywhere
 from emoji_world.muon import make_optimizers
 from emoji_world.render import POOL, load_pool
 
@@ -112,6 +113,7 @@ def train(steps: int, batch: int, lr: float, seed: int, folder: Path, out: Path)
 
 
 if __name__ == "__main__":
+    print_anywhere()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=4500)
     parser.add_argument("--batch", type=int, default=16)

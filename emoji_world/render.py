@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from common.terminal import print_anywhere
 from emoji_world.scenes import ANIMALS, Scene, all_scenes
 
 SIZE = 64  # pixels a side
@@ -233,6 +234,7 @@ def load_pool(folder: Path) -> tuple[np.ndarray, list[Scene]]:
 
 
 if __name__ == "__main__":
+    print_anywhere()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=60_000)
     parser.add_argument("--seed", type=int, default=0)

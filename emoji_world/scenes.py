@@ -1,7 +1,7 @@
 """What Emoji World can show, how a caption says it, and which prompts reinforcement learning may train on.
 
-A scene is a kind of animal, how many of them (1 to 4), and a setting: a place or an activity. This file needs nothing
-but the standard library, because every run reads its prompts from here.
+A scene is a kind of animal, how many of them (1 to 4), and a setting: a place or an activity. This file needs no
+library but Python's own, because every run reads its prompts from here.
 
     python -m emoji_world.scenes        # writes manifest.json again
 """
@@ -11,6 +11,8 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+
+from common.terminal import print_anywhere
 
 # The 45 common animals of the DDPO paper, in its order.
 ANIMALS = tuple(
@@ -160,5 +162,6 @@ def prompt_set(name: str) -> list[str]:
 
 
 if __name__ == "__main__":
+    print_anywhere()
     MANIFEST.write_text(json.dumps(make_manifest(), indent=1) + "\n", encoding="utf-8")
     print(f"wrote {MANIFEST.name}: " + ", ".join(f"{k} {len(v)}" for k, v in make_manifest()["prompts"].items()))

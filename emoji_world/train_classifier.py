@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional
 
+from common.terminal import print_anywhere
 from emoji_world.classifier import SETTING_NAMES, WEIGHTS, SceneClassifier, accuracy
 from emoji_world.pretrain_vae import to_model
 from emoji_world.render import POOL, load_pool, render
@@ -63,6 +64,7 @@ def unseen(count: int, seed: int) -> tuple[np.ndarray, list[str]]:
 
 
 if __name__ == "__main__":
+    print_anywhere()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch", type=int, default=64)

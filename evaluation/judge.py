@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from common.terminal import print_anywhere
 from conf.load import from_file
 from emoji_world.classifier import accuracy, classify
 from evaluation.grids import captions_of, grid
@@ -89,4 +90,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    print_anywhere()
     main()

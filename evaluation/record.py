@@ -11,10 +11,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from conf.errors import UserError
 from conf.resume import write_atomically
 from evaluation.machine import machine_info
 
 NAME = "run.json"
+MEND = "put it back, or remove it, as all that it says is what took how long"
 
 
 def record_sitting(
@@ -48,6 +50,12 @@ def record_end(run_dir: Path, batches: int) -> None:
 
 
 def read_record(run_dir: Path) -> dict[str, Any]:
-    """What run.json holds; no sittings where there is none."""
+    """What run.json holds; no sittings where there is none. Raises UserError for a damaged one."""
     path = run_dir / NAME
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"sittings": {}}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"sittings": {}}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): {MEND}") from error
+    if not isinstance(record, dict) or not isinstance(record.get("sittings"), dict):
+        raise UserError(f"{path} is no record of a run: {MEND}")
+    return record

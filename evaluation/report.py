@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from string import Template
 
+from common.terminal import print_anywhere
 from evaluation import sections
 from evaluation.run_files import RunFiles, read_run
 
@@ -75,4 +76,5 @@ def _figure(source: str, caption: str, name: str = "before") -> str:
 
 
 if __name__ == "__main__":
+    print_anywhere()
     print(write_report(Path(sys.argv[1])))

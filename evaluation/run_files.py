@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from conf.errors import UserError
 from conf.load import from_file
 from conf.schema import Config
 from evaluation.record import read_record
@@ -58,9 +59,19 @@ def newest_of_each_batch(folder: Path) -> list[Path]:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a metrics.jsonl, without a last line that a death tore off."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """The rows of a metrics.jsonl, without a last line that a death tore off. Raises UserError for a damaged one."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    return [_row(path, number, line) for number, line in enumerate(lines, start=1) if line.endswith(b"\n")]
+
+
+def _row(path: Path, number: int, line: bytes) -> dict[str, float]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged in line {number} ({error}): put it back, or take that line out") from error
+    if not isinstance(row, dict):
+        raise UserError(f"{path} is damaged in line {number}, which is no row: put it back, or take that line out")
+    return row
 
 
 def series(rows: list[dict[str, float]], key: str) -> tuple[list[float], list[float]]:

@@ -109,7 +109,8 @@ def launched(
         command,
         cwd=cwd,
         env=environment,
-        text=True,
+        encoding="utf-8",
+        errors="backslashreplace",  # a run under another locale may print in its encoding
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,

@@ -86,6 +86,20 @@ BAD = [
         ["alignment", "combine=product", "rewards.caption.range=[0,1]", "rewards.caption.weight=-1"],
         "rewards.caption.weight=-1.0 is an exponent",
     ),
+    (["compressibility", "model.dtype=float64"], "model.dtype=float64 is for checking numerics"),
+    (["compressibility", "learner.count=2", "learner.num_gpus=0.5"], "learner.num_gpus=0.5 with learner.count=2"),
+    # texts
+    (["compressibility", "run.name=null"], "run.name=null has the wrong type: it takes str"),
+    (["compressibility", "prompts.list=[a cat: big]"], "prompts.list: entry 1 is {'a cat': 'big'} and not a text"),
+    (["compressibility", "prompts.list=[a cat, null]"], "prompts.list: entry 2 is null and not a text"),
+    (["compressibility", "prompts.list=[a cat] # mine"], "goes on after its end, with # mine"),
+    (["compressibility", "prompts.list=['a ${run.seed}']"], "which has a meaning of its own"),
+    (["compressibility", "prompts.list=[" + "[" * 5000], "nested too deeply"),
+    (["compressibility", "model.revision="], "model.revision= cannot be used: it is empty"),
+    (["compressibility", "learner.lr=" + "9" * 5000], "learner.lr="),
+    (["compressibility", "x" * 5000 + "=1"], "there is no setting xxx"),
+    (["x" * 5000], "there is no experiment 'xxx"),
+    (["compressibility", "rewards.prompt.path=compressibility"], "rewards.prompt: 'prompt' cannot be"),
     # prompts
     (["compressibility", "prompts.set=emoji_finetun"], "did you mean emoji_finetune"),
     (["compressibility", "prompts.set=null"], "give exactly one"),
@@ -104,7 +118,7 @@ def one_sentence(error: UserError) -> str:
     return message
 
 
-@pytest.mark.parametrize(("words", "says"), BAD, ids=[" ".join(words) for words, _ in BAD])
+@pytest.mark.parametrize(("words", "says"), BAD, ids=[" ".join(words)[:60] for words, _ in BAD])
 def test_a_bad_invocation_is_one_sentence(
     words: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -52,6 +52,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         ["rewards.dark.count=2", "rewards.dark.timeout_s=9"],
         ["buffer.keep_batches=9", "buffer.max_failed_share=0.5", "buffer.claim_timeout_s=5", "checkpoints.keep=1"],
         ["ray.dashboard=false", "ray.address=auto"],
+        ["learner.microbatch=1", "learner.gradient_checkpointing=true"],  # what out of memory advises
     ],
     ids=" ".join,
 )

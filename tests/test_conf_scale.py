@@ -66,3 +66,58 @@ def test_who_asks_waits_until_the_driver_has_done_it(run_dir: Path) -> None:
         (run_dir / scale.REQUEST).unlink()
         asking.join(30)
     assert answers == ["samplers.count 1 -> 3, rewards.compressibility.count 1 -> 2"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"samplers: {count: 2",
+        b"\xff\xfe\x00",
+        b"- a\n",
+        b"7\n",
+        b"words\n",
+        b"samplers: 3\n",
+        b"samplers: {count: many}\n",
+        b"samplers: {count: 0}\n",
+        b"samplers: {count: [2]}\n",
+        b"samplers: {count: !!python/name:os.system }\n",
+        b"learner: {lr: 1.0}\n",
+        b"rewards: {gone: {count: 2}}\n",
+        b"rewards: {compressibility: {count: null}}\n",
+        None,
+    ],
+    ids=repr,
+)
+def test_a_request_that_cannot_be_granted_is_a_sentence_and_set_aside(content: bytes | None, run_dir: Path) -> None:
+    request = run_dir / scale.REQUEST
+    for _ in range(2):
+        request.mkdir() if content is None else request.write_bytes(content)
+        with pytest.raises(UserError) as caught:
+            layer = scale.requested(run_dir)
+            assert layer is not None
+            scale.scaled(load(["compressibility"]), layer)
+        said = scale.set_aside(run_dir, caught.value)
+        assert "\n" not in said and str(caught.value) in said
+        assert scale.requested(run_dir) is None
+    assert len(list(run_dir.glob(scale.REFUSED))) == 2
+
+
+def test_who_asks_hears_that_the_driver_cannot(run_dir: Path) -> None:
+    answers: list[str] = []
+
+    def ask() -> None:
+        try:
+            answers.append(scale.ask(run_dir, ["samplers.count=3"]))
+        except UserError as error:
+            answers.append(str(error))
+
+    with RunLock(run_dir):
+        asking = threading.Thread(target=ask)
+        asking.start()
+        deadline = time.monotonic() + 30
+        while scale.requested(run_dir) is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        scale.set_aside(run_dir, "it is not to be")
+        asking.join(30)
+    assert len(answers) == 1 and "cannot do so" in answers[0]

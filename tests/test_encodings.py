@@ -40,6 +40,16 @@ def test_every_text_file_is_opened_with_an_encoding(source: Path) -> None:
     assert not [f"{source}:{call.lineno}" for call in calls if names_no_encoding(call)]
 
 
+def is_a_program(source: Path) -> bool:
+    text = (ROOT / source).read_text(encoding="utf-8")
+    return "__main__" in text and "print(" in text
+
+
+@pytest.mark.parametrize("source", [source for source in SOURCES if is_a_program(source)], ids=str)
+def test_every_program_can_print_in_every_encoding(source: Path) -> None:
+    assert "print_anywhere()" in (ROOT / source).read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("text", "found"),
     [

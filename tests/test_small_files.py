@@ -1,0 +1,61 @@
+"""Small files of a run that a disk or a hand has spoilt: a sentence that says what to do, never a traceback."""
+
+from pathlib import Path
+
+import pytest
+
+from buffer.mirror_epochs import MEMORY, Epochs
+from buffer.remote import Remote
+from conf.errors import UserError
+from conf.load import load
+from conf.resume import RunLock, check_same, save_config
+from evaluation.record import NAME, read_record, record_end
+from evaluation.run_files import read_metrics
+
+SPOILT = [b"", b"{", b"\xff\xfe\x00", b"[]", b"7", b'{"a": 1}', b"\x00" * 40]
+
+
+@pytest.mark.parametrize("content", SPOILT, ids=repr)
+def test_a_spoilt_record_of_the_run_is_a_sentence(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / NAME).write_bytes(content)
+    for look in (read_record, lambda folder: record_end(folder, 3)):
+        with pytest.raises(UserError, match="put it back, or remove it"):
+            look(tmp_path)
+    (tmp_path / NAME).unlink()
+    record_end(tmp_path, 3)
+    assert read_record(tmp_path)["finished"] == 3
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[]", b"7", b"\x00" * 40], ids=repr)
+def test_a_spoilt_row_of_metrics_is_a_sentence_and_a_torn_last_one_is_left_out(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"batch": 0}\n' + content)
+    assert read_metrics(path) == [{"batch": 0}]
+    path.write_bytes(b'{"batch": 0}\n' + content + b"\n")
+    with pytest.raises(UserError, match="in line 2"):
+        read_metrics(path)
+
+
+@pytest.mark.parametrize("content", [*SPOILT, b'{"file:///m": {}}'], ids=repr)
+def test_spoilt_claims_on_a_mirror_are_a_sentence(content: bytes, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    (run_dir / MEMORY).write_bytes(content)
+    with pytest.raises(UserError, match=r"mirror\.json is damaged"):
+        Epochs(Remote.at(str(tmp_path / "mirror"), run_dir), "file:///m", run_dir)
+
+
+@pytest.mark.parametrize("content", SPOILT, ids=repr)
+def test_a_spoilt_lock_is_nobodys(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / ".run.lock").write_bytes(content)
+    with RunLock(tmp_path / "run"), pytest.raises(UserError, match="in use by another driver"):
+        (tmp_path / ".run.lock").write_bytes(content)
+        RunLock(tmp_path / "run").__enter__()
+
+
+def test_spoilt_prompts_are_a_sentence(tmp_path: Path) -> None:
+    config = load(["compressibility"])
+    save_config(tmp_path, config, ["a cat"])
+    (tmp_path / "prompts.txt").write_bytes(b"a cat\xff\n")
+    with pytest.raises(UserError, match=r"prompts\.txt cannot be read"):
+        check_same(tmp_path, config, ["a cat"])
