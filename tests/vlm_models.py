@@ -1,5 +1,6 @@
 """Small vision-language and text models with random weights, one of each class, as folders of the published layouts."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,31 @@ from transformers import (
     BlipProcessor,
     CLIPImageProcessor,
     CLIPVisionConfig,
+    Florence2Config,
+    Florence2ForConditionalGeneration,
+    Florence2Processor,
+    GemmaConfig,
+    InstructBlipConfig,
+    InstructBlipForConditionalGeneration,
+    InstructBlipProcessor,
+    InstructBlipQFormerConfig,
+    InstructBlipVisionConfig,
+    Kosmos2Config,
+    Kosmos2ForConditionalGeneration,
+    Kosmos2Processor,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
     OPTConfig,
+    PaliGemmaConfig,
+    PaliGemmaForConditionalGeneration,
+    PaliGemmaProcessor,
+    Pix2StructConfig,
+    Pix2StructForConditionalGeneration,
+    Pix2StructImageProcessor,
+    Pix2StructProcessor,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2VLConfig,
@@ -32,6 +53,15 @@ from transformers import (
     Qwen2VLImageProcessor,
     Qwen2VLProcessor,
     Qwen2VLVideoProcessor,
+    SiglipImageProcessor,
+    SiglipVisionConfig,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
+    SmolVLMImageProcessor,
+    SmolVLMProcessor,
+    SmolVLMVideoProcessor,
+    SmolVLMVisionConfig,
+    T5Config,
 )
 
 SPECIAL = (
@@ -44,6 +74,9 @@ SPECIAL = (
     "<|vision_end|>",
     "<|image_pad|>",
     "<|video_pad|>",
+    "<fake_token_around_image>",
+    "<global-img>",
+    "<end_of_utterance>",
 )
 WORDS = (
     "user assistant : ? , . answer concisely what is going on in this image how many are there animal question a the "
@@ -56,8 +89,8 @@ TEMPLATE = (
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
-def words(ends: bool = False) -> PreTrainedTokenizerFast:
-    """A tokenizer of whole words in lower case."""
+def words(ends: bool = False, extra: dict[str, str] | None = None) -> PreTrainedTokenizerFast:
+    """A tokenizer of whole words in lower case. extra: tokens that its model's processor asks for by name."""
     vocabulary = {token: number for number, token in enumerate(dict.fromkeys([*SPECIAL, *WORDS]))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -74,6 +107,7 @@ def words(ends: bool = False) -> PreTrainedTokenizerFast:
         sep_token="</s>",
         additional_special_tokens=list(SPECIAL[4:]),
         padding_side="right",  # as many are published; a captioner has to see to it
+        **({"extra_special_tokens": extra} if extra else {}),
     )
 
 
@@ -123,21 +157,74 @@ def blip(folder: Path) -> Path:
     return _save(folder, BlipForConditionalGeneration(config), processor)
 
 
-def blip2(folder: Path) -> Path:
-    tokenizer = words()
-    text = OPTConfig(
+def opt(tokenizer: PreTrainedTokenizerFast) -> OPTConfig:
+    return OPTConfig(
         vocab_size=len(tokenizer), hidden_size=32, word_embed_proj_dim=32, ffn_dim=64, num_hidden_layers=2,
         num_attention_heads=2, max_position_embeddings=128, **_ids(tokenizer),
     )  # fmt: skip
+
+
+def t5(tokenizer: PreTrainedTokenizerFast) -> T5Config:
+    """An encoder and a decoder."""
+    return T5Config(
+        vocab_size=len(tokenizer), d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2,
+        decoder_start_token_id=tokenizer.pad_token_id, **_ids(tokenizer),
+    )  # fmt: skip
+
+
+def blip2(folder: Path, language: Callable[[PreTrainedTokenizerFast], PreTrainedConfig] = opt) -> Path:
+    tokenizer = words()
     config = Blip2Config(
         vision_config=Blip2VisionConfig(image_size=32, patch_size=8, **SMALL),
         qformer_config=Blip2QFormerConfig(vocab_size=len(tokenizer), encoder_hidden_size=32, **SMALL),
-        text_config=text,
+        text_config=language(tokenizer),
         num_query_tokens=4,
         image_token_index=SPECIAL.index("<image>"),
     )
     images = BlipImageProcessor(size={"height": 32, "width": 32})
     return _save(folder, Blip2ForConditionalGeneration(config), Blip2Processor(images, tokenizer, num_query_tokens=4))
+
+
+def blip2_t5(folder: Path) -> Path:
+    return blip2(folder, t5)
+
+
+def instructblip(folder: Path, language: Callable[[PreTrainedTokenizerFast], PreTrainedConfig] = opt) -> Path:
+    tokenizer = words()
+    config = InstructBlipConfig(
+        vision_config=InstructBlipVisionConfig(image_size=32, patch_size=8, **SMALL),
+        qformer_config=InstructBlipQFormerConfig(vocab_size=len(tokenizer), encoder_hidden_size=32, **SMALL),
+        text_config=language(tokenizer),
+        num_query_tokens=4,
+        image_token_index=SPECIAL.index("<image>"),
+    )
+    images = BlipImageProcessor(size={"height": 32, "width": 32})
+    processor = InstructBlipProcessor(images, tokenizer, tokenizer, num_query_tokens=4)
+    return _save(folder, InstructBlipForConditionalGeneration(config), processor)
+
+
+def instructblip_t5(folder: Path) -> Path:
+    return instructblip(folder, t5)
+
+
+def smolvlm(folder: Path) -> Path:
+    tokenizer = words()
+    config = SmolVLMConfig(
+        vision_config=SmolVLMVisionConfig(image_size=32, patch_size=8, **SMALL),
+        text_config=LlamaConfig(vocab_size=len(tokenizer), **SMALL, **_ids(tokenizer)),
+        image_token_id=SPECIAL.index("<image>"),
+        scale_factor=2,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    size = {"longest_edge": 32}
+    processor = SmolVLMProcessor(
+        SmolVLMImageProcessor(size=size, max_image_size=size, do_image_splitting=False),
+        tokenizer,
+        SmolVLMVideoProcessor(size=size, max_image_size=size, num_frames=2, fps=1),
+        image_seq_len=4,
+        chat_template=TEMPLATE.replace("IMAGE", "<image>"),
+    )
+    return _save(folder, SmolVLMForConditionalGeneration(config), processor)
 
 
 def qwen2_vl(folder: Path) -> Path:
@@ -165,6 +252,72 @@ def qwen2_vl(folder: Path) -> Path:
     return _save(folder, Qwen2VLForConditionalGeneration(config), processor)
 
 
+def florence2(folder: Path) -> Path:
+    """An encoder and a decoder, BART's, which know positions."""
+    tokenizer = words(ends=True, extra={"image_token": "<image>"})
+    config = Florence2Config(
+        text_config={
+            "model_type": "bart", "vocab_size": len(tokenizer), "d_model": 32, "encoder_layers": 2, "decoder_layers": 2,
+            "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64,
+            "max_position_embeddings": 128, "decoder_start_token_id": tokenizer.eos_token_id, **_ids(tokenizer),
+        },
+        vision_config={
+            "embed_dim": [8, 16, 16, 32], "num_heads": [1, 2, 2, 4], "num_groups": [1, 2, 2, 4],
+            "depths": [1, 1, 1, 1], "window_size": 4, "projection_dim": 32,
+        },
+        image_token_id=SPECIAL.index("<image>"),
+    )  # fmt: skip
+    images = CLIPImageProcessor(size={"height": 64, "width": 64}, do_center_crop=False)
+    images.image_seq_length = 5
+    return _save(folder, Florence2ForConditionalGeneration(config), Florence2Processor(images, tokenizer))
+
+
+def kosmos2(folder: Path) -> Path:
+    tokenizer = words()
+    config = Kosmos2Config(
+        text_config={
+            "vocab_size": 2000, "embed_dim": 32, "layers": 2, "ffn_dim": 64, "attention_heads": 2,
+            "max_position_embeddings": 256, **_ids(tokenizer),
+        },
+        vision_config={"image_size": 32, "patch_size": 8, **SMALL},
+        latent_query_num=64,
+    )  # fmt: skip
+    images = CLIPImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False)
+    return _save(folder, Kosmos2ForConditionalGeneration(config), Kosmos2Processor(images, tokenizer))
+
+
+def paligemma(folder: Path) -> Path:
+    tokenizer = words()
+    text = GemmaConfig(vocab_size=2500, head_dim=16, num_key_value_heads=1, **SMALL, **_ids(tokenizer))
+    config = PaliGemmaConfig(
+        vision_config=SiglipVisionConfig(image_size=32, patch_size=8, projection_dim=32, **SMALL).to_dict(),
+        text_config=text.to_dict(),
+        image_token_index=SPECIAL.index("<image>"),
+        projection_dim=32,
+        hidden_size=32,
+    )
+    images = SiglipImageProcessor(size={"height": 32, "width": 32})
+    images.image_seq_length = 16
+    return _save(folder, PaliGemmaForConditionalGeneration(config), PaliGemmaProcessor(images, tokenizer))
+
+
+def pix2struct(folder: Path) -> Path:
+    """It reads a question only where somebody has drawn it into the picture."""
+    tokenizer = words()
+    config = Pix2StructConfig(
+        text_config={
+            "vocab_size": len(tokenizer), "hidden_size": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2,
+            "decoder_start_token_id": tokenizer.pad_token_id, **_ids(tokenizer),
+        },
+        vision_config={
+            "hidden_size": 32, "patch_embed_hidden_size": 768, "d_ff": 64, "d_kv": 16, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "seq_len": 64,
+        },
+    )  # fmt: skip
+    processor = Pix2StructProcessor(Pix2StructImageProcessor(max_patches=64), tokenizer)
+    return _save(folder, Pix2StructForConditionalGeneration(config), processor)
+
+
 def text_model(folder: Path, layers: int = 2) -> Path:
     """A BERT for BERTScore."""
     tokenizer = words(ends=True)
@@ -174,4 +327,16 @@ def text_model(folder: Path, layers: int = 2) -> Path:
     return _save(folder, BertModel(config), tokenizer)
 
 
-CLASSES = {"llava": llava, "blip": blip, "blip2": blip2, "qwen2_vl": qwen2_vl}
+CLASSES = {
+    "llava": llava,
+    "blip": blip,
+    "blip2": blip2,
+    "blip2_t5": blip2_t5,
+    "instructblip": instructblip,
+    "instructblip_t5": instructblip_t5,
+    "qwen2_vl": qwen2_vl,
+    "smolvlm": smolvlm,
+    "florence2": florence2,
+    "kosmos2": kosmos2,
+    "paligemma": paligemma,
+}
