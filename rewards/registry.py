@@ -1,10 +1,10 @@
 """From the config's words to a reward: built-in names, and classes of the user's own by import path."""
 
 import importlib
-import importlib.util
 import inspect
 import sys
 from collections.abc import Mapping
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,8 @@ def _imported(where: str, path: str) -> type:
     if here not in sys.path:
         sys.path.append(here)  # last, so that no file of the user's takes the place of an installed module
     importlib.invalidate_caches()
-    _check_nobody_elses_name(where, module_name.split(".")[0])
+    if path not in BUILT_IN.values():
+        _check_nobody_elses_name(where, module_name.split(".")[0])
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -94,9 +95,6 @@ def _check_nobody_elses_name(where: str, top: str) -> None:
     """Raises UserError where a file of the user's own has the name of a module of Python or of a library: either that
     is imported in its place, or it takes the place of that, for everybody in the process."""
     own = next((path for path in (Path.cwd() / f"{top}.py", Path.cwd() / top) if path.exists()), None)
-    if own is None:
-        return
-    spec = importlib.util.find_spec(top)
-    places = [spec.origin, *(spec.submodule_search_locations or [])] if spec else []
-    if top in sys.stdlib_module_names or not any(place and Path(place).is_relative_to(own) for place in places):
+    elsewhere = [path for path in sys.path if Path(path).resolve() != Path.cwd()]
+    if own and (top in sys.stdlib_module_names or PathFinder.find_spec(top, elsewhere)):
         raise UserError(f"{where}: {own} has the name of a module of Python or of an installed library; rename it.")

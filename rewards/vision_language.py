@@ -94,9 +94,7 @@ class VisionLanguageModel:
             images=[[Image.fromarray(image)] for image in images], text=prompts, padding=True, return_tensors="pt"
         ).to(self.device, self.model.dtype)
         if "input_ids" not in inputs:
-            raise UserError(
-                f"The vision-language model {self.name} reads no question: give one that answers, as LLaVA."
-            )
+            raise UserError(f"The vision-language model {self.name} reads no question: give another, such as LLaVA.")
         tokens = self.model.generate(
             **inputs,
             do_sample=False,

@@ -21,30 +21,16 @@ from transformers import (
     BlipProcessor,
     CLIPImageProcessor,
     CLIPVisionConfig,
-    Florence2Config,
-    Florence2ForConditionalGeneration,
-    Florence2Processor,
-    GemmaConfig,
     InstructBlipConfig,
     InstructBlipForConditionalGeneration,
     InstructBlipProcessor,
     InstructBlipQFormerConfig,
     InstructBlipVisionConfig,
-    Kosmos2Config,
-    Kosmos2ForConditionalGeneration,
-    Kosmos2Processor,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
     OPTConfig,
-    PaliGemmaConfig,
-    PaliGemmaForConditionalGeneration,
-    PaliGemmaProcessor,
-    Pix2StructConfig,
-    Pix2StructForConditionalGeneration,
-    Pix2StructImageProcessor,
-    Pix2StructProcessor,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -53,8 +39,6 @@ from transformers import (
     Qwen2VLImageProcessor,
     Qwen2VLProcessor,
     Qwen2VLVideoProcessor,
-    SiglipImageProcessor,
-    SiglipVisionConfig,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
     SmolVLMImageProcessor,
@@ -111,7 +95,7 @@ def words(ends: bool = False, extra: dict[str, str] | None = None) -> PreTrained
     )
 
 
-def _ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+def ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
     return {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
@@ -119,7 +103,7 @@ def _ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
     }
 
 
-def _save(folder: Path, model: PreTrainedModel, processor: Any) -> Path:
+def save(folder: Path, model: PreTrainedModel, processor: Any) -> Path:
     torch.manual_seed(0)
     for parameter in model.parameters():  # initialised to depend little on the picture
         if parameter.ndim > 1:
@@ -132,7 +116,7 @@ def _save(folder: Path, model: PreTrainedModel, processor: Any) -> Path:
 def llava(folder: Path) -> Path:
     tokenizer = words()
     vision = CLIPVisionConfig(image_size=32, patch_size=8, **SMALL)
-    text = LlamaConfig(vocab_size=len(tokenizer), **SMALL, **_ids(tokenizer))
+    text = LlamaConfig(vocab_size=len(tokenizer), **SMALL, **ids(tokenizer))
     config = LlavaConfig(
         vision_config=vision, text_config=text, image_token_id=SPECIAL.index("<image>"), vision_feature_layer=-1
     )
@@ -145,22 +129,22 @@ def llava(folder: Path) -> Path:
         num_additional_image_tokens=1,
         chat_template=TEMPLATE.replace("IMAGE", "<image>"),
     )
-    return _save(folder, LlavaForConditionalGeneration(config), processor)
+    return save(folder, LlavaForConditionalGeneration(config), processor)
 
 
 def blip(folder: Path) -> Path:
     tokenizer = words(ends=True)
-    text = {**SMALL, "vocab_size": len(tokenizer), "encoder_hidden_size": 32, "projection_dim": 32, **_ids(tokenizer)}
+    text = {**SMALL, "vocab_size": len(tokenizer), "encoder_hidden_size": 32, "projection_dim": 32, **ids(tokenizer)}
     vision = {**SMALL, "image_size": 32, "patch_size": 8, "projection_dim": 32}
     config = BlipConfig(text_config={**text, "sep_token_id": tokenizer.eos_token_id}, vision_config=vision)
     processor = BlipProcessor(BlipImageProcessor(size={"height": 32, "width": 32}), tokenizer)
-    return _save(folder, BlipForConditionalGeneration(config), processor)
+    return save(folder, BlipForConditionalGeneration(config), processor)
 
 
 def opt(tokenizer: PreTrainedTokenizerFast) -> OPTConfig:
     return OPTConfig(
         vocab_size=len(tokenizer), hidden_size=32, word_embed_proj_dim=32, ffn_dim=64, num_hidden_layers=2,
-        num_attention_heads=2, max_position_embeddings=128, **_ids(tokenizer),
+        num_attention_heads=2, max_position_embeddings=128, **ids(tokenizer),
     )  # fmt: skip
 
 
@@ -168,7 +152,7 @@ def t5(tokenizer: PreTrainedTokenizerFast) -> T5Config:
     """An encoder and a decoder."""
     return T5Config(
         vocab_size=len(tokenizer), d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2,
-        decoder_start_token_id=tokenizer.pad_token_id, **_ids(tokenizer),
+        decoder_start_token_id=tokenizer.pad_token_id, **ids(tokenizer),
     )  # fmt: skip
 
 
@@ -182,7 +166,7 @@ def blip2(folder: Path, language: Callable[[PreTrainedTokenizerFast], PreTrained
         image_token_index=SPECIAL.index("<image>"),
     )
     images = BlipImageProcessor(size={"height": 32, "width": 32})
-    return _save(folder, Blip2ForConditionalGeneration(config), Blip2Processor(images, tokenizer, num_query_tokens=4))
+    return save(folder, Blip2ForConditionalGeneration(config), Blip2Processor(images, tokenizer, num_query_tokens=4))
 
 
 def blip2_t5(folder: Path) -> Path:
@@ -200,7 +184,7 @@ def instructblip(folder: Path, language: Callable[[PreTrainedTokenizerFast], Pre
     )
     images = BlipImageProcessor(size={"height": 32, "width": 32})
     processor = InstructBlipProcessor(images, tokenizer, tokenizer, num_query_tokens=4)
-    return _save(folder, InstructBlipForConditionalGeneration(config), processor)
+    return save(folder, InstructBlipForConditionalGeneration(config), processor)
 
 
 def instructblip_t5(folder: Path) -> Path:
@@ -211,7 +195,7 @@ def smolvlm(folder: Path) -> Path:
     tokenizer = words()
     config = SmolVLMConfig(
         vision_config=SmolVLMVisionConfig(image_size=32, patch_size=8, **SMALL),
-        text_config=LlamaConfig(vocab_size=len(tokenizer), **SMALL, **_ids(tokenizer)),
+        text_config=LlamaConfig(vocab_size=len(tokenizer), **SMALL, **ids(tokenizer)),
         image_token_id=SPECIAL.index("<image>"),
         scale_factor=2,
         pad_token_id=tokenizer.pad_token_id,
@@ -224,7 +208,7 @@ def smolvlm(folder: Path) -> Path:
         image_seq_len=4,
         chat_template=TEMPLATE.replace("IMAGE", "<image>"),
     )
-    return _save(folder, SmolVLMForConditionalGeneration(config), processor)
+    return save(folder, SmolVLMForConditionalGeneration(config), processor)
 
 
 def qwen2_vl(folder: Path) -> Path:
@@ -233,7 +217,7 @@ def qwen2_vl(folder: Path) -> Path:
         text_config={
             **SMALL, "vocab_size": len(tokenizer), "num_key_value_heads": 2,
             "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0},
-            **_ids(tokenizer),
+            **ids(tokenizer),
         },
         vision_config={
             "depth": 2, "embed_dim": 32, "num_heads": 2, "hidden_size": 32, "mlp_ratio": 2, "patch_size": 14,
@@ -249,73 +233,7 @@ def qwen2_vl(folder: Path) -> Path:
         Qwen2VLVideoProcessor(),
         chat_template=TEMPLATE.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>"),
     )
-    return _save(folder, Qwen2VLForConditionalGeneration(config), processor)
-
-
-def florence2(folder: Path) -> Path:
-    """An encoder and a decoder, BART's, which know positions."""
-    tokenizer = words(ends=True, extra={"image_token": "<image>"})
-    config = Florence2Config(
-        text_config={
-            "model_type": "bart", "vocab_size": len(tokenizer), "d_model": 32, "encoder_layers": 2, "decoder_layers": 2,
-            "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64,
-            "max_position_embeddings": 128, "decoder_start_token_id": tokenizer.eos_token_id, **_ids(tokenizer),
-        },
-        vision_config={
-            "embed_dim": [8, 16, 16, 32], "num_heads": [1, 2, 2, 4], "num_groups": [1, 2, 2, 4],
-            "depths": [1, 1, 1, 1], "window_size": 4, "projection_dim": 32,
-        },
-        image_token_id=SPECIAL.index("<image>"),
-    )  # fmt: skip
-    images = CLIPImageProcessor(size={"height": 64, "width": 64}, do_center_crop=False)
-    images.image_seq_length = 5
-    return _save(folder, Florence2ForConditionalGeneration(config), Florence2Processor(images, tokenizer))
-
-
-def kosmos2(folder: Path) -> Path:
-    tokenizer = words()
-    config = Kosmos2Config(
-        text_config={
-            "vocab_size": 2000, "embed_dim": 32, "layers": 2, "ffn_dim": 64, "attention_heads": 2,
-            "max_position_embeddings": 256, **_ids(tokenizer),
-        },
-        vision_config={"image_size": 32, "patch_size": 8, **SMALL},
-        latent_query_num=64,
-    )  # fmt: skip
-    images = CLIPImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False)
-    return _save(folder, Kosmos2ForConditionalGeneration(config), Kosmos2Processor(images, tokenizer))
-
-
-def paligemma(folder: Path) -> Path:
-    tokenizer = words()
-    text = GemmaConfig(vocab_size=2500, head_dim=16, num_key_value_heads=1, **SMALL, **_ids(tokenizer))
-    config = PaliGemmaConfig(
-        vision_config=SiglipVisionConfig(image_size=32, patch_size=8, projection_dim=32, **SMALL).to_dict(),
-        text_config=text.to_dict(),
-        image_token_index=SPECIAL.index("<image>"),
-        projection_dim=32,
-        hidden_size=32,
-    )
-    images = SiglipImageProcessor(size={"height": 32, "width": 32})
-    images.image_seq_length = 16
-    return _save(folder, PaliGemmaForConditionalGeneration(config), PaliGemmaProcessor(images, tokenizer))
-
-
-def pix2struct(folder: Path) -> Path:
-    """It reads a question only where somebody has drawn it into the picture."""
-    tokenizer = words()
-    config = Pix2StructConfig(
-        text_config={
-            "vocab_size": len(tokenizer), "hidden_size": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2,
-            "decoder_start_token_id": tokenizer.pad_token_id, **_ids(tokenizer),
-        },
-        vision_config={
-            "hidden_size": 32, "patch_embed_hidden_size": 768, "d_ff": 64, "d_kv": 16, "num_hidden_layers": 2,
-            "num_attention_heads": 2, "seq_len": 64,
-        },
-    )  # fmt: skip
-    processor = Pix2StructProcessor(Pix2StructImageProcessor(max_patches=64), tokenizer)
-    return _save(folder, Pix2StructForConditionalGeneration(config), processor)
+    return save(folder, Qwen2VLForConditionalGeneration(config), processor)
 
 
 def text_model(folder: Path, layers: int = 2) -> Path:
@@ -324,7 +242,7 @@ def text_model(folder: Path, layers: int = 2) -> Path:
     config = BertConfig(
         vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **{**SMALL, "num_hidden_layers": layers}
     )
-    return _save(folder, BertModel(config), tokenizer)
+    return save(folder, BertModel(config), tokenizer)
 
 
 CLASSES = {
@@ -336,7 +254,4 @@ CLASSES = {
     "instructblip_t5": instructblip_t5,
     "qwen2_vl": qwen2_vl,
     "smolvlm": smolvlm,
-    "florence2": florence2,
-    "kosmos2": kosmos2,
-    "paligemma": paligemma,
 }
