@@ -336,7 +336,10 @@ class Driver:
     def _reward(self, name: str) -> Callable[[str], list[ActorHandle]]:
         def start(worker: str) -> list[ActorHandle]:
             needs = self.config.rewards[name]
-            return [_remote(RewardActor, worker, needs.num_cpus, needs.num_gpus).remote(worker, name, needs)]
+            # By itself Ray sets it from num_cpus, and NumPy reads it as it is imported: bits would depend on that.
+            threads: Options = {"runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(needs.threads)}}}
+            actor = _remote(RewardActor, worker, needs.num_cpus, needs.num_gpus, where=threads)
+            return [actor.remote(worker, name, needs)]
 
         return start
 

@@ -14,6 +14,7 @@ import ray
 import torch
 
 from actors.calls import Clock, ask, call
+from actors.devices import hide_unreserved_gpus
 from buffer.errors import Refused
 from buffer.messages import TakenBatch
 from buffer.store import write_batch
@@ -32,6 +33,7 @@ class LearnerActor:
         self, name: str, group: str, rank: int, config: Config, meeting_point: tuple[str, int] | None = None
     ) -> None:
         """meeting_point: what rank 0's `meet` gave, for the other ranks."""
+        hide_unreserved_gpus()
         torch.set_num_threads(config.learner.threads)
         self.name = name
         self.group = group

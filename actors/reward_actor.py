@@ -6,9 +6,11 @@ import ray
 import torch
 
 from actors.calls import Clock, ask, call
+from actors.devices import hide_unreserved_gpus
 from buffer.messages import Lease
 from buffer.schema import tensors_of
 from common.blame import is_the_workers
+from common.precision import exact_float32
 from conf.errors import UserError
 from conf.schema import RewardConfig
 from rewards.base import NamedReward, Scores, score_order, score_rows, the_machines, try_out
@@ -19,7 +21,9 @@ class RewardActor:
     """One of the pool of one reward. Its name says role, index and incarnation."""
 
     def __init__(self, name: str, reward: str, config: RewardConfig) -> None:
-        torch.set_num_threads(max(1, int(config.num_cpus)))
+        hide_unreserved_gpus()
+        exact_float32()
+        torch.set_num_threads(config.threads)
         self.name = name
         self.reward_name = reward
         self.config = config
@@ -34,6 +38,8 @@ class RewardActor:
             try_out(self._loaded(), prompts, image_size)
         except UserError as error:
             return str(error)
+        except KeyboardInterrupt:  # a reward's own, as Ray keeps those of a terminal away; Ray would call it cancelled
+            return f"Reward {self.reward_name} failed on two pictures: it raised KeyboardInterrupt; mend it."
         except Exception as error:
             if not is_the_workers(error):
                 raise

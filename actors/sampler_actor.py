@@ -4,6 +4,7 @@ import ray
 import torch
 
 from actors.calls import Clock, ask, call
+from actors.devices import hide_unreserved_gpus
 from buffer.orders import Version
 from buffer.schema import rollout_table
 from common.blame import describe, is_the_workers
@@ -16,6 +17,7 @@ class SamplerActor:
     """Its name says role, index and incarnation."""
 
     def __init__(self, name: str, config: Config) -> None:
+        hide_unreserved_gpus()
         torch.set_num_threads(config.samplers.threads)
         self.name = name
         self.config = config

@@ -110,8 +110,9 @@ class RewardConfig:
     range: tuple[float, float] | None = None  # the scores that a product takes as 0 and 1; beyond them it is cut
     args: dict[str, Any] = field(default_factory=dict)  # keyword arguments of the class
     count: int = 1  # actors in its pool
-    num_cpus: float = 0.5  # of one actor
-    num_gpus: float = 0.0  # of one actor
+    num_cpus: float = 0.5  # of one actor, by which Ray places it
+    num_gpus: float = 0.0  # of one actor; without a reservation it sees no GPU
+    threads: int = 1  # torch's, and OpenMP's, of one actor; last bits of scores depend on it
     batch_size: int = 16  # pictures a call
     timeout_s: float = 120.0  # of scoring one order; who takes longer hangs, and is killed
 

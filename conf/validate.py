@@ -47,6 +47,7 @@ RANGES: dict[str, Check] = {
     "rewards.*.count": AT_LEAST_ONE,
     "rewards.*.num_cpus": CPUS,
     "rewards.*.num_gpus": CPUS,
+    "rewards.*.threads": AT_LEAST_ONE,
     "rewards.*.batch_size": AT_LEAST_ONE,
     "rewards.*.timeout_s": POSITIVE,
     "learner.lr": POSITIVE,

@@ -141,7 +141,8 @@ def try_out(reward: NamedReward, prompts: Sequence[str], image_size: tuple[int, 
     """Asks `reward` about two pictures before the first rollout, so that a mistake costs seconds.
 
     prompts: one or more of the run's; image_size: (height, width) of the run's pictures. Raises UserError. A reward may
-    have a method `check_trial(scores)`, which hears its own answer and raises UserError where that shows it is broken.
+    have a method `check_trial(prompts, scores)`: it hears all prompts and its answer about the two pictures, and raises
+    UserError where the run would be spoilt.
     """
     height, width = image_size
     smooth = np.linspace(0, 255, height * width * 3).reshape(height, width, 3)
@@ -152,7 +153,7 @@ def try_out(reward: NamedReward, prompts: Sequence[str], image_size: tuple[int, 
     try:
         scores = reward(images, pair)
         if hasattr(reward.call, "check_trial"):
-            reward.call.check_trial(scores)
+            reward.call.check_trial(prompts, scores)
     except BadAnswer as error:
         raise UserError(f"{error} (Tried on two pictures before the first rollout.)") from error
     except UserError:

@@ -7,6 +7,7 @@ import torch
 from torchmetrics.functional.text import bert_score
 from transformers import AutoModel, AutoTokenizer
 
+from common.blame import is_the_workers
 from conf.errors import UserError
 from rewards.base import describe
 
@@ -26,6 +27,8 @@ class BertScore:
             self.tokenizer = AutoTokenizer.from_pretrained(model)
             self.model = AutoModel.from_pretrained(model, dtype=torch.float32).eval().to(self.device)
         except Exception as error:  # transformers, the hub and the disk raise all kinds, and it is the user who is told
+            if is_the_workers(error):
+                raise
             raise UserError(
                 f"The text model {model} cannot be loaded: {describe(error)}; give a folder or hub id of a text "
                 "encoder such as microsoft/deberta-xlarge-mnli."

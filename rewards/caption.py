@@ -3,6 +3,8 @@
 Black et al. 2023, section 5.3: the reward is how much of "The image contains {prompt}" the description says.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from rewards.base import Scores
@@ -40,3 +42,7 @@ class CaptionRecall:
         empty = [not any(letter.isalnum() for letter in caption) for caption in captions]
         scores = np.where(empty, np.float32(EMPTY), self.bert_score.recall(captions, references))
         return Scores(scores, {"caption": captions, "empty": empty})
+
+    def check_trial(self, prompts: Sequence[str], scores: Scores) -> None:
+        """See `try_out`."""
+        self.captioner.check_it_speaks(scores.columns["caption"])

@@ -9,6 +9,7 @@ from torch.nn import functional
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
+from common.blame import is_the_workers
 from conf.errors import UserError
 from rewards.base import describe
 
@@ -38,6 +39,8 @@ class ClipModel:
             ).eval()
             self.tokenizer = open_clip.get_tokenizer(source)
         except Exception as error:  # open_clip, the hub and the disk raise all kinds, and it is the user who is told
+            if is_the_workers(error):
+                raise
             raise UserError(
                 f"The CLIP model {model} (pretrained={pretrained}) cannot be loaded: {describe(error)}; give a folder "
                 "with open_clip_config.json and weights, a hub id as hf-hub:org/repo, or a name and tag that "

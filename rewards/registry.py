@@ -4,11 +4,13 @@ import importlib
 import inspect
 import sys
 from collections.abc import Mapping
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
+from common.blame import is_the_workers
 from conf.errors import UserError
-from rewards.base import NamedReward, describe
+from rewards.base import NamedReward, describe, shortened
 
 # By import path, too: who wants one reward does not wait for the libraries of all.
 BUILT_IN = {
@@ -25,19 +27,22 @@ def resolve(name: str, path: str, args: Mapping[str, Any]) -> NamedReward:
     """The reward `name` of the config: `path` is built in or "module:Class", `args` its keyword arguments.
 
     A module is looked for where Python looks, and then in the working directory. Raises UserError naming the reward
-    and what to change.
+    and what to change; an error of the device or of memory, which no change mends, as it is.
     """
     where = f"rewards.{name}.path={path}"
     kind = _imported(where, BUILT_IN.get(path, path))
     try:
         inspect.signature(kind).bind(**args)
     except (TypeError, ValueError) as error:
-        raise UserError(f"rewards.{name}.args={dict(args)} do not fit {path}: {error}; change the args.") from error
+        given = shortened(str(dict(args)), 200)
+        raise UserError(f"rewards.{name}.args={given} do not fit {path}: {error}; change the args.") from error
     try:
         reward = kind(**args)
-    except UserError:
-        raise
-    except Exception as error:  # a user's code may raise anything, and it is the user who is told
+    except UserError as error:
+        raise UserError(f"rewards.{name}: {error}") from error
+    except (Exception, SystemExit) as error:  # a user's code may raise anything, and it is the user who is told
+        if is_the_workers(error):
+            raise
         raise UserError(f"Reward {name} ({path}) cannot be made: {describe(error)}; mend it or its args.") from error
     if not callable(reward):
         raise UserError(f"{where} cannot be called; give the class a method __call__(self, images, prompts).")
@@ -56,6 +61,8 @@ def _imported(where: str, path: str) -> type:
     if here not in sys.path:
         sys.path.append(here)  # last, so that no file of the user's takes the place of an installed module
     importlib.invalidate_caches()
+    if path not in BUILT_IN.values():
+        _check_nobody_elses_name(where, module_name.split(".")[0])
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -65,13 +72,16 @@ def _imported(where: str, path: str) -> type:
             f"{where}: there is no module {module_name}; put {module_name.replace('.', '/')}.py into {here}, or start "
             "from the folder that holds it."
         ) from error
-    except Exception as error:  # a user's code may raise anything, and it is the user who is told
+    except (Exception, SystemExit) as error:  # a user's code may raise anything, and it is the user who is told
+        if is_the_workers(error):
+            raise
         raise UserError(f"{where}: {module_name} cannot be imported: {describe(error)}; mend it.") from error
     kind = getattr(module, class_name, None)
     if kind is None:
         own = [key for key, value in vars(module).items() if inspect.isclass(value) and value.__module__ == module_name]
         raise UserError(
-            f"{where}: {module.__file__} has no {class_name}; it has {', '.join(sorted(own)) or 'no class at all'}."
+            f"{where}: {getattr(module, '__file__', None) or module_name} has no {class_name}; it has "
+            f"{shortened(', '.join(sorted(own)), 200) or 'no class at all'}."
         )
     if not inspect.isclass(kind):
         raise UserError(
@@ -79,3 +89,12 @@ def _imported(where: str, path: str) -> type:
             "__call__(self, images, prompts)."
         )
     return kind
+
+
+def _check_nobody_elses_name(where: str, top: str) -> None:
+    """Raises UserError where a file of the user's own has the name of a module of Python or of a library: either that
+    is imported in its place, or it takes the place of that, for everybody in the process."""
+    own = next((path for path in (Path.cwd() / f"{top}.py", Path.cwd() / top) if path.exists()), None)
+    elsewhere = [path for path in sys.path if Path(path).resolve() != Path.cwd()]
+    if own and (top in sys.stdlib_module_names or PathFinder.find_spec(top, elsewhere)):
+        raise UserError(f"{where}: {own} has the name of a module of Python or of an installed library; rename it.")

@@ -8,9 +8,11 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from common.blame import is_the_workers
 from conf.errors import UserError
 from rewards.base import describe
 
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 # Models without a chat template, and how they were taught to be asked; others are given the question as it is.
 PLAIN_PROMPTS = {"blip-2": "Question: {question} Answer:"}
 
@@ -25,7 +27,14 @@ class VisionLanguageModel:
     def __init__(
         self, model: str, revision: str | None = None, dtype: str = "float32", max_new_tokens: int = 48
     ) -> None:
+        if dtype not in DTYPES:
+            raise UserError(f"dtype={dtype} is none of a model's weights: choose {', '.join(DTYPES)}.")
+        if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+            raise UserError(
+                f"max_new_tokens={max_new_tokens} leaves no room for an answer: give a whole number from 1."
+            )
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.name = model
         self.max_new_tokens = max_new_tokens
         try:
             self.processor = AutoProcessor.from_pretrained(model, revision=revision)
@@ -33,11 +42,15 @@ class VisionLanguageModel:
                 model, revision=revision, dtype=getattr(torch, dtype), use_safetensors=True
             )
         except Exception as error:  # transformers, the hub and the disk raise all kinds, and it is the user who is told
+            if is_the_workers(error):
+                raise
             raise UserError(
                 f"The vision-language model {model} cannot be loaded: {describe(error)}; give a folder or hub id of an "
                 "image-text-to-text model whose weights are safetensors."
             ) from error
         self.model.eval().to(self.device)
+        configs = self.model.config, self.model.config.get_text_config()
+        self.has_encoder = any(config.is_encoder_decoder for config in configs)  # of the question, as T5's
         tokenizer = self.processor.tokenizer
         tokenizer.padding_side = "left"  # an answer begins right after its question, however long the others are
         if tokenizer.pad_token is None:
@@ -53,14 +66,26 @@ class VisionLanguageModel:
                 answers[row] = re.sub(r"\s+", " ", text).strip()
         return answers
 
+    def check_it_speaks(self, answers: Sequence[str]) -> None:
+        """Raises UserError where none of the answers about the pictures of the trial has a word in it: such a model
+        would give every picture the same score. Whoever describes pictures has a word for noise, too."""
+        if not any(letter.isalnum() for text in answers for letter in text):
+            raise UserError(
+                f"The vision-language model {self.name} answered nothing about the two pictures of the trial "
+                f"({list(answers)!r:.100}), and would score every picture alike: give another, or another question."
+            )
+
     def _together(self, prompts: list[str]) -> list[list[int]]:
-        """Rows that can be asked in one batch: all, but for BLIP those of equal length. The positions of its text
-        decoder take no notice of padding, so an answer would depend on the neighbours' questions."""
-        if self.model.config.model_type != "blip":
+        """Rows that can be asked in one batch: all, or those of equal length where padding moves positions and an
+        answer would depend on the neighbours' questions: in BLIP's decoder, behind an encoder (between picture and
+        question), and in InstructBLIP's Q-Former."""
+        former = getattr(self.processor, "qformer_tokenizer", None)
+        if not (former or self.has_encoder or self.model.config.model_type == "blip"):
             return [list(range(len(prompts)))]
-        groups: dict[int, list[int]] = {}
+        tokenizers = [self.processor.tokenizer, *([former] if former else [])]
+        groups: dict[tuple[int, ...], list[int]] = {}
         for row, prompt in enumerate(prompts):
-            groups.setdefault(len(self.processor.tokenizer(prompt).input_ids), []).append(row)
+            groups.setdefault(tuple(len(each(prompt).input_ids) for each in tokenizers), []).append(row)
         return list(groups.values())
 
     @torch.inference_mode()
@@ -68,15 +93,21 @@ class VisionLanguageModel:
         inputs = self.processor(
             images=[[Image.fromarray(image)] for image in images], text=prompts, padding=True, return_tensors="pt"
         ).to(self.device, self.model.dtype)
+        if "input_ids" not in inputs:
+            raise UserError(f"The vision-language model {self.name} reads no question: give another, such as LLaVA.")
         tokens = self.model.generate(
             **inputs,
             do_sample=False,
             num_beams=1,
             max_new_tokens=self.max_new_tokens,
         )
-        # What was generated, without the question before it, of which BLIP has dropped the end mark.
-        asked = inputs["input_ids"].shape[1] - (self.model.config.model_type == "blip")
-        texts: list[str] = self.processor.tokenizer.batch_decode(tokens[:, asked:], skip_special_tokens=True)
+        # Most decoders repeat the question before their answer, of which BLIP drops the end mark; encoders read it.
+        asked = inputs["input_ids"]
+        if self.model.config.model_type == "blip":
+            asked = asked[:, :-1]
+        is_repeated = not self.has_encoder and torch.equal(tokens[:, : asked.shape[1]], asked)
+        repeated = asked.shape[1] if is_repeated else 0
+        texts: list[str] = self.processor.tokenizer.batch_decode(tokens[:, repeated:], skip_special_tokens=True)
         return texts
 
     def _prompt(self, question: str) -> str:

@@ -6,17 +6,20 @@ Half of the reward is "how many are there", half is "what are they", each by mat
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
+from typing import Any
 
 import inflect
 import numpy as np
 
-from rewards.base import Scores
+from conf.errors import UserError
+from rewards.base import Scores, shortened
 from rewards.vision_language import VisionLanguageModel
 
 COUNTING = (
     {"ask": "How many {animals} are there?", "expect": "{number}"},
     {"ask": "What animal?", "expect": "{animals}"},
 )
+GROUP = re.compile(r"\{([^\W\d]\w*)\}")  # in a question: stands for what the prompt has there
 WORDS = inflect.engine()
 NUMBERS = {str(WORDS.number_to_words(str(number))): str(number) for number in range(101)}
 
@@ -42,22 +45,57 @@ class QuestionAnswering:
         pattern: str = r"(?P<number>\S+) (?P<animals>.+)",
         strict: bool = False,
     ) -> None:
-        self.questions = [(question["ask"], question["expect"]) for question in questions]
-        self.pattern = re.compile(pattern)
+        try:
+            self.pattern = re.compile(pattern)
+        except (re.error, TypeError) as error:
+            raise UserError(f"pattern={pattern!r:.200} is no regular expression: {error}; mend it.") from error
+        self.questions = [self._checked(question) for question in _listed(questions)]
         self.strict = strict
         self.model = VisionLanguageModel(model, revision, dtype, max_new_tokens)
 
     def __call__(self, images: np.ndarray, prompts: list[str]) -> Scores:
         named = [self._named(prompt) for prompt in prompts]
-        answers = [self.model.answer(images, [ask.format(**names) for names in named]) for ask, _ in self.questions]
-        wanted = [[expect.format(**names) for names in named] for _, expect in self.questions]
+        answers = [self.model.answer(images, [_filled(ask, names) for names in named]) for ask, _ in self.questions]
+        wanted = [[_filled(expect, names) for names in named] for _, expect in self.questions]
         return graded(answers, wanted, self.strict)
+
+    def check_trial(self, prompts: Sequence[str], scores: Scores) -> None:
+        """See `try_out`."""
+        for prompt in prompts:
+            self._named(prompt)
+        answers = [cells for key, cells in scores.columns.items() if key.startswith("answer_")]
+        self.model.check_it_speaks([text for cells in answers for text in cells])
+
+    def _checked(self, question: Any) -> tuple[str, str]:
+        """What is asked and expected. Raises UserError where it is no question, or names a group that is none."""
+        shown = shortened(repr(question), 200)
+        if not isinstance(question, Mapping) or question.keys() != {"ask", "expect"}:
+            raise UserError(f"questions holds {shown}: give each as {{ask: ..., expect: ...}}.")
+        for text in question.values():
+            if not isinstance(text, str) or not text.strip():
+                raise UserError(f"questions holds {shown}: both have to be text; write numbers and yes in quotes.")
+            unknown = next((name for name in GROUP.findall(text) if name not in self.pattern.groupindex), None)
+            if unknown is not None:
+                known = ", ".join(self.pattern.groupindex) or "none"
+                raise UserError(f"questions holds {shown}: {{{unknown}}} is no group of pattern, which has {known}.")
+        return question["ask"], question["expect"]
 
     def _named(self, prompt: str) -> dict[str, str]:
         match = self.pattern.fullmatch(prompt)
         if match is None:
             raise ValueError(f"the prompt {prompt!r} does not match pattern={self.pattern.pattern!r}")
-        return match.groupdict()
+        return match.groupdict(default="")
+
+
+def _listed(questions: Any) -> Sequence[Any]:
+    if not isinstance(questions, Sequence) or isinstance(questions, str) or not questions:
+        raise UserError(f"questions={questions!r:.200} is no list of questions: give [{{ask: ..., expect: ...}}].")
+    return questions
+
+
+def _filled(text: str, names: Mapping[str, str]) -> str:
+    """The text with {name} for each name; other braces are what they are."""
+    return GROUP.sub(lambda group: names[group[1]], text)
 
 
 def graded(answers: Sequence[Sequence[str]], wanted: Sequence[Sequence[str]], strict: bool) -> Scores:

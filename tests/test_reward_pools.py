@@ -75,6 +75,37 @@ def test_one_picture_in_ten_that_fails_is_set_aside_with_the_reason(model: Path,
     assert "set aside" in done.stdout
 
 
+def test_a_reward_that_answers_in_other_types_than_before_ends_the_run_in_a_sentence(
+    model: Path, tmp_path: Path
+) -> None:
+    body = """
+        from rewards.base import Scores
+        self.calls = getattr(self, 'calls', 0) + 1
+        return Scores(scores, {'note': [self.calls if self.calls < 4 else 'many'] * len(scores)})"""
+    done = launch(*command(model, tmp_path, body), cwd=tmp_path)
+    assert done.returncode == 2, (done.stdout, done.stderr)
+    assert "Reward mine put text into column 'note', where it put numbers before" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_reward_on_a_sick_device_gives_way_to_another_and_no_picture_is_set_aside(
+    model: Path, tmp_path: Path
+) -> None:
+    """The first process that scores pictures of the run fails within milliseconds, whatever it is asked."""
+    body = """
+        import os
+        sick = Path('sick')
+        if not sick.exists():
+            sick.write_text(str(os.getpid()))
+        if sick.read_text() == str(os.getpid()):
+            raise RuntimeError('CUDA error: device-side assert triggered')"""
+    done = launch(*command(model, tmp_path, body, "run.batches=1"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "reward-mine-0.0 died (RuntimeError: CUDA error" in done.stdout
+    found = rows(tmp_path)
+    assert len(found) == 8 and not any(row["set_aside"] for row in found)
+
+
 def test_a_reward_that_hangs_on_one_picture_is_killed_and_the_picture_set_aside(model: Path, tmp_path: Path) -> None:
     body = """
         cursed = Path('cursed')

@@ -200,6 +200,14 @@ class Fussy:
     def __call__(self, images, prompts): ...
 class Mute: ...
 number = 3
+def bright(images, prompts): ...
+import abc
+class Abstract(abc.ABC):
+    @abc.abstractmethod
+    def __call__(self, images, prompts): ...
+class Leaves:
+    def __init__(self, size):
+        raise SystemExit(4)
 """
 
 
@@ -215,7 +223,7 @@ number = 3
         ("their_rewards/Fussy", {}, "form module:Class"),
         ("no_such_module:Fussy", {}, "there is no module no_such_module; put no_such_module.py into"),
         ("no_such.module:Fussy", {}, "there is no module no_such.module; put no_such/module.py into"),
-        ("their_rewards:Fusy", {}, "has no Fusy; it has Fussy, Mute"),
+        ("their_rewards:Fusy", {}, "has no Fusy; it has Abstract, Fussy, Leaves, Mute"),
         ("their_rewards:number", {}, "number is a int, not a class"),
         ("their_rewards:Mute", {}, "__call__"),
         ("their_rewards:Fussy", {}, "missing a required argument: 'size'"),
@@ -224,12 +232,56 @@ number = 3
         ("broken_rewards:Fussy", {}, "SyntaxError"),
         ("hungry_rewards:Fussy", {}, "needs no_such_library"),
         ("compressibility", {"quality": 90}, "quality"),
+        ("compressibility", {"quality": "x" * 999}, "quality"),
+        ("./their_rewards.py:Fussy", {}, "form module:Class"),
+        (".their_rewards:Fussy", {}, "form module:Class"),
+        ("their_rewards:Fussy.Inner", {}, "form module:Class"),
+        ("their_rewards:bright", {}, "bright is a function, not a class"),
+        ("their_rewards:Abstract", {}, "abstract"),
+        ("their_rewards:Leaves", {"size": 1}, "Leaves.* cannot be made: SystemExit: 4"),
+        ("leaving_rewards:Fussy", {}, "leaving_rewards cannot be imported: SystemExit: no more"),
+        ("relative_rewards:Fussy", {}, "relative_rewards cannot be imported: ImportError: attempted relative import"),
+        ("their_package.relative:Gone", {}, "has no Gone; it has no class at all"),
+        ("wordy_rewards:Fussy", {}, "cannot be imported: RuntimeError: word word"),
+        ("sys:Fussy", {}, "sys has no Fussy"),
+        ("their_package:Fussy", {}, "has no Fussy"),
+        ("types:Fussy", {}, "types.py has the name of a module of Python or of an installed library; rename it"),
+        ("random:Random", {}, "random.py has the name of a module of Python"),
+        ("torch:Fussy", {}, "torch.py has the name of a module of Python"),
+        ("json:Fussy", {}, "json has the name of a module of Python"),
+        ("rewards:Fussy", {}, "rewards.py has the name of a module of Python or of an installed library"),
     ],
+    ids=lambda value: f"{value!s:.40}",
 )
 def test_a_reward_that_cannot_be_had_is_one_sentence(here: Path, path: str, args: dict, message: str) -> None:
+    for name in ("types", "random", "torch", "rewards"):
+        (here / f"{name}.py").write_text(SOURCE)
+    (here / "json").mkdir()
+    (here / "their_package").mkdir()
+    (here / "their_package" / "relative.py").write_text("from . import __path__\n")
+    (here / "leaving_rewards.py").write_text("import sys\nsys.exit('no more')\n")
+    (here / "relative_rewards.py").write_text("from . import helper\n")
+    (here / "wordy_rewards.py").write_text("raise RuntimeError('word ' * 1000)\n")
     (here / "their_rewards.py").write_text(SOURCE)
     (here / "broken_rewards.py").write_text("class Fussy(:\n")
     (here / "hungry_rewards.py").write_text("import no_such_library\n")
     with pytest.raises(UserError, match=message) as caught:
         resolve("mine", path, args)
-    assert "mine" in str(caught.value) and "\n" not in str(caught.value)
+    assert "mine" in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+def test_a_reward_in_a_package_of_the_users_own_may_import_its_neighbours(here: Path) -> None:
+    (here / "mild_rewards").mkdir()
+    (here / "mild_rewards" / "helper.py").write_text("gain = 2.0\n")
+    (here / "mild_rewards" / "bright.py").write_text(
+        "from .helper import gain\nprint('hello')\n"
+        "class Bright:\n    def __call__(self, images, prompts):\n        return [gain] * len(images)\n"
+    )
+    reward = resolve("bright", "mild_rewards.bright:Bright", {})
+    assert reward(np.zeros((1, 1, 1, 3), np.uint8), ["a"]).scores.tolist() == [2]
+
+
+def test_memory_that_runs_out_while_a_reward_is_made_is_no_mistake_of_the_users(here: Path) -> None:
+    (here / "hungry_for_memory.py").write_text("class Big:\n    def __init__(self): raise MemoryError\n")
+    with pytest.raises(MemoryError):
+        resolve("mine", "hungry_for_memory:Big", {})

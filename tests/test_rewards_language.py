@@ -6,7 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from sentencepiece import SentencePieceTrainer
 from torch.nn import functional
+from transformers import DebertaV2Config, DebertaV2Model
 
 from conf.errors import UserError
 from rewards.base import NamedReward, try_out
@@ -14,7 +17,7 @@ from rewards.bert_score import BertScore
 from rewards.caption import CaptionRecall
 from rewards.vision_language import VisionLanguageModel
 from rewards.vqa import QuestionAnswering, graded, says
-from tests import vlm_models
+from tests import vlm_models, vlm_others
 
 COUNT = 32  # pictures
 QUESTIONS = ["what is going on in this image?", "how many cats are there?", "what animal?", "how many cats?"]
@@ -27,10 +30,14 @@ def pictures() -> np.ndarray:
     return rng.integers(0, 256, (COUNT, 48, 64, 3)).astype(np.uint8)
 
 
-@pytest.fixture(scope="module", params=list(vlm_models.CLASSES))
+CLASSES = {**vlm_models.CLASSES, **vlm_others.CLASSES}
+
+
+@pytest.fixture(scope="module", params=list(CLASSES))
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small vision-language model of each class."""
-    make: Callable[[Path], Path] = vlm_models.CLASSES[request.param]
+    torch.set_num_threads(1)  # what the tests compute is too small for more
+    make: Callable[[Path], Path] = CLASSES[request.param]
     return make(tmp_path_factory.mktemp("vlm") / request.param)
 
 
@@ -58,6 +65,37 @@ def test_an_answer_depends_on_its_picture_and_question_alone(folder: Path) -> No
     order = np.random.default_rng(1).permutation(COUNT)
     assert model.answer(images[order], [questions[row] for row in order]) == [together[row] for row in order]
     assert not any("user" in text and "assistant" in text and "?" in text for text in together)  # no question echoed
+
+
+def test_an_answer_is_all_that_the_model_says_and_nothing_of_the_question(folder: Path) -> None:
+    """Also behind an encoder (T5, BART), whose question is no part of what the decoder gives."""
+    model = VisionLanguageModel(str(folder), max_new_tokens=6)
+    images = pictures()[:8]
+    expected = []
+    for image, question in zip(images, QUESTIONS * 2, strict=True):
+        inputs = model.processor(
+            images=[[Image.fromarray(image)]], text=[model._prompt(question)], return_tensors="pt"
+        ).to(model.model.dtype)
+        said = model.model.generate(
+            **inputs, do_sample=False, max_new_tokens=6, return_dict_in_generate=True, output_scores=True
+        )  # one row of scores for each token that it generated
+        tokens = said.sequences[:, -len(said.scores) :]
+        (text,) = model.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        expected.append(" ".join(text.split()))
+    assert model.answer(images, QUESTIONS * 2) == expected
+    assert any(expected), "the model says nothing, so this test shows nothing"
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 3), (1, 64), (130, 20)])
+def test_pictures_of_odd_sizes_are_answered(folder: Path, shape: tuple[int, int]) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (2, *shape, 3)).astype(np.uint8)
+    assert len(VisionLanguageModel(str(folder), max_new_tokens=2).answer(images, QUESTIONS[:2])) == 2
+
+
+def test_a_model_that_reads_no_question_is_refused(tmp_path: Path) -> None:
+    model = VisionLanguageModel(str(vlm_others.pix2struct(tmp_path / "pix2struct")))
+    with pytest.raises(UserError, match="pix2struct reads no question"):
+        model.answer(pictures()[:2], QUESTIONS[:2])
 
 
 def test_a_model_that_is_none_is_one_sentence(tmp_path: Path) -> None:
@@ -109,11 +147,26 @@ def test_captions_are_scored_stored_and_independent_of_the_batch(llava: Path, te
     try_out(reward, SENTENCES, (48, 64))
 
 
+def silenced(model: VisionLanguageModel) -> None:
+    """From now on it can say nothing but full stops."""
+    with torch.no_grad():
+        head = model.model.lm_head.weight
+        head.zero_()[model.processor.tokenizer.convert_tokens_to_ids(".")] = 1
+
+
+def test_a_model_that_says_nothing_at_all_is_refused_before_the_first_rollout(llava: Path, text: Path) -> None:
+    caption = CaptionRecall(str(llava), text_model=str(text), max_new_tokens=4)
+    silenced(caption.captioner)
+    questions = QuestionAnswering(str(llava), max_new_tokens=4)
+    silenced(questions.model)
+    for reward in (caption, questions):
+        with pytest.raises(UserError, match="answered nothing about the two pictures of the trial"):
+            try_out(NamedReward("mine", reward), ["two cats"], (48, 64))
+
+
 def test_an_empty_answer_scores_the_minimum_and_is_marked(llava: Path, text: Path) -> None:
     reward = CaptionRecall(str(llava), text_model=str(text))
-    head = reward.captioner.model.lm_head.weight
-    with torch.no_grad():  # a model that can say nothing but full stops
-        head.zero_()[reward.captioner.processor.tokenizer.convert_tokens_to_ids(".")] = 1
+    silenced(reward.captioner)
     scores = reward(pictures()[:3], ["a cat"] * 3)
     assert set("".join(scores.columns["caption"])) <= set(". ")
     assert scores.columns["empty"] == [True] * 3
@@ -169,3 +222,54 @@ def test_answers_are_independent_of_the_batch(llava: Path) -> None:
 def test_a_prompt_of_another_form_is_refused_before_the_first_rollout(llava: Path) -> None:
     with pytest.raises(UserError, match=r"prompt 'cats' does not match pattern"):
         try_out(NamedReward("vqa", QuestionAnswering(str(llava))), ["cats"], (48, 64))
+
+
+def test_every_prompt_of_the_run_has_to_match_the_pattern(llava: Path) -> None:
+    """Not the two alone that the trial asks about."""
+    reward = NamedReward("vqa", QuestionAnswering(str(llava), max_new_tokens=4))
+    try_out(reward, ["two cats", "three dogs", "four birds"], (48, 64))
+    with pytest.raises(UserError, match=r"prompt 'dogs' does not match pattern"):
+        try_out(reward, ["two cats", "dogs", "four birds"], (48, 64))
+
+
+def test_braces_in_prompts_and_questions_are_what_they_are(llava: Path) -> None:
+    asked = []
+    reward = QuestionAnswering(
+        str(llava),
+        questions=[{"ask": "{a} {} { } {0} {{a}} {a:>9} {b}?", "expect": "{a}"}],
+        pattern="(?P<a>.*?)(?P<b> x)?",
+        max_new_tokens=2,
+    )
+    prompt = reward.model._prompt
+    reward.model._prompt = lambda question: asked.append(question) or prompt(question)
+    reward(pictures()[:2], ["{b}", "cats {"])
+    assert asked == ["{b} {} { } {0} {{b}} {a:>9} ?", "cats { {} { } {0} {cats {} {a:>9} ?"]
+
+
+@pytest.mark.parametrize(
+    "prompt", ["", "{prompt}", "{", "cat " * 5000, "\x00", "猫", "a\nb"], ids=lambda t: f"{t!r:.9}"
+)
+def test_a_caption_is_compared_with_whatever_the_prompt_is(llava: Path, text: Path, prompt: str) -> None:
+    reward = NamedReward("caption", CaptionRecall(str(llava), text_model=str(text), max_new_tokens=2))
+    try_out(reward, [prompt], (1, 1))
+
+
+def test_nothing_compared_with_nothing_is_a_number(text: Path) -> None:
+    score = BertScore(str(text))
+    assert np.isfinite(score.recall(["", "", "a cat", " \n"], ["", "a cat", "", ""])).all()
+
+
+def test_a_text_model_with_a_sentencepiece_file_alone_is_loaded(tmp_path: Path) -> None:
+    """As microsoft/deberta-v3-large comes."""
+    prefix = tmp_path / "spm"
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(SENTENCES), model_prefix=str(prefix), vocab_size=40, minloglevel=2,
+        unk_id=3, pad_id=0, bos_id=1, eos_id=2, pad_piece="[PAD]", bos_piece="[CLS]", eos_piece="[SEP]",
+        unk_piece="[UNK]",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    DebertaV2Model(DebertaV2Config(vocab_size=64, **vlm_models.SMALL)).save_pretrained(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "DebertaV2Tokenizer"}')
+    prefix.with_suffix(".model").rename(tmp_path / "spm.model")
+    scores = BertScore(str(tmp_path)).recall(["a cat", "two dogs"], ["a cat", "a cat"])
+    assert scores[0] == pytest.approx(1, abs=1e-5) and scores[1] < 0.999
