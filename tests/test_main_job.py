@@ -1,6 +1,7 @@
 """The main job end to end, as a user runs it: `launch.py` in a process of its own, Ray and all, on small models."""
 
 import json
+import re
 import resource
 import shutil
 import signal
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 
 from buffer.schema import tensors_of
 from evaluation import judge
+from evaluation.record import read_record
 from evaluation.run_files import read_metrics
 from policy import lora
 from tests.pipelines import sd15_layout, tiny_pipeline
@@ -139,13 +141,24 @@ def test_kill_9_of_the_driver_and_the_same_command_again(
     fault: str, model: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     """Six batches are three batches, kill -9 and the rest, wherever it strikes."""
-    command = small(model, "run", "run.batches=6")
+    command, run_dir = small(model, "run", "run.batches=6"), tmp_path / "runs" / "run"
     with launched(*command, cwd=tmp_path, fault=fault) as run:
         run.wait_for_fault()
         run.kill()
+        assert run.process.stdout is not None
+        printed = batches_and_evaluations(run.process.stdout.read())
+    assert list(read_record(run_dir)["sittings"]) == ["1"]  # though it never came to its end
     done = launch(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert_same_run(undisturbed, tmp_path / "runs" / "run")
+    assert_same_run(undisturbed, run_dir)
+    assert printed and not set(printed) & set(batches_and_evaluations(done.stdout))
+    assert len(re.findall(r"^run goes on: \d of 6 batches are trained$", done.stdout, re.MULTILINE)) == 1
+    sittings = read_record(run_dir)["sittings"].values()
+    assert len(sittings) == 2 and all(sitting["ended"] > sitting["started"] for sitting in sittings)
+
+
+def batches_and_evaluations(output: str) -> list[str]:
+    return re.findall(r"^(batch \d+|evaluation at version \d+)", output, re.MULTILINE)
 
 
 @pytest.mark.slow
