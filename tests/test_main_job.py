@@ -25,6 +25,7 @@ from policy import lora
 from tests.pipelines import sd15_layout, tiny_pipeline
 from tests.running import ROOT, SMALL, TIMEOUT_S, launch, launched, wait_for
 
+IN_THE_FOURTH_BATCH = "learner.update:Updater._optimizer_step:8"  # where it waits until the test has done its part
 TIMES = {"claimed", "rolled_out", "scored", "trained"}
 
 
@@ -168,7 +169,7 @@ def test_a_head_lost_with_its_disk_is_followed_by_one_that_goes_on_from_the_mirr
     """Killed in its fourth batch, and its run folder is gone; the same command, and the same weights."""
     command = small(model, "run", "run.batches=6", f"run.mirror=file://{tmp_path}/mirror")
     run_dir, mirror = tmp_path / "runs" / "run", tmp_path / "mirror" / "run"
-    with launched(*command, cwd=tmp_path, fault="learner.update:Updater._optimizer_step:8") as run:
+    with launched(*command, cwd=tmp_path, fault=IN_THE_FOURTH_BATCH) as run:
         run.wait_for_fault()
         wait_for("a claim of the mirror", lambda: any(mirror.glob("*/head-*.json")))
         run.kill()
@@ -190,9 +191,11 @@ def test_ctrl_c_stops_with_a_recovery_point_and_the_same_command_goes_on(
     model: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     command = small(model, "run", "run.batches=6")
-    with launched(*command, cwd=tmp_path) as run:
-        run.wait_for_line("batch 2/")
+    with launched(*command, cwd=tmp_path, fault=IN_THE_FOURTH_BATCH) as run:
+        run.wait_for_fault()
         run.process.send_signal(signal.SIGINT)
+        run.wait_for_line("Ctrl-C")
+        run.release()
         output, errors = run.process.communicate(timeout=TIMEOUT_S)
     assert run.process.returncode == 0, (output, errors)
     assert "goes on" in output
@@ -208,10 +211,11 @@ def test_a_full_disk_stops_the_run_which_goes_on_when_there_is_space(
 ) -> None:
     """The system lets one process write no file beyond 1,000 bytes, which is what a full disk or quota does to it."""
     command = small(model, "run", "run.batches=6")
-    with launched(*command, cwd=tmp_path) as run:
-        run.wait_for_line("batch 2/")
+    with launched(*command, cwd=tmp_path, fault=IN_THE_FOURTH_BATCH) as run:
+        run.wait_for_fault()
         process = run.actor("BufferActor") if whose == "buffer" else run.process.pid
         resource.prlimit(process, resource.RLIMIT_FSIZE, (1000, 1000))
+        run.release()
         output, errors = run.process.communicate(timeout=TIMEOUT_S)
     assert run.process.returncode == 2, (output, errors)
     assert "is full" in errors and "free some space" in errors and "Traceback" not in errors + output
@@ -323,9 +327,10 @@ def test_a_reward_that_begins_to_fail_stops_the_run_which_goes_on_after_it_is_me
         f"        {good}"
     )
     command = small(model, "run", "run.batches=6", *user_reward(tmp_path, failing))
-    with launched(*command, cwd=tmp_path) as run:
-        run.wait_for_line("batch 2/")
+    with launched(*command, cwd=tmp_path, fault=IN_THE_FOURTH_BATCH) as run:
+        run.wait_for_fault()
         (tmp_path / "broken").touch()
+        run.release()
         _, errors = run.process.communicate(timeout=TIMEOUT_S)
     assert run.process.returncode == 2
     assert "the service is away" in errors and "max_failed_share" in errors and "Traceback" not in errors
@@ -341,7 +346,7 @@ def test_a_damaged_tensor_file_is_rolled_out_again_with_the_same_result(
 ) -> None:
     """Acknowledged, then truncated while nobody looked: a run killed in training has a batch of such files."""
     command = small(model, "run", "run.batches=6")
-    with launched(*command, cwd=tmp_path, fault="learner.update:Updater._optimizer_step:8") as run:
+    with launched(*command, cwd=tmp_path, fault=IN_THE_FOURTH_BATCH) as run:
         run.wait_for_fault()
         run.kill()
     victim = next((tmp_path / "runs" / "run" / "tensors").glob("b00003.01.e*.arrow"))
