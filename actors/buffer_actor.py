@@ -136,8 +136,9 @@ class BufferActor:
         """From now on nothing new is claimed or taken; what is under way is finished. A restart forgets it."""
         self.draining = True
 
-    async def evaluation(self, version: int, pictures: int) -> tuple[pa.Table, np.ndarray | None]:
-        """A finished evaluation: its rows, and its first pictures, uint8 [n, H, W, 3], unless they are gone."""
+    async def evaluation(self, version: int, pictures: int) -> tuple[pa.Table, dict[int, np.ndarray] | None]:
+        """A finished evaluation: its rows, and its first pictures by trajectory id, uint8 [H, W, 3], unless they are
+        gone."""
         return self.buffer.evaluations()[version], self.buffer.evaluation_images(version, pictures)
 
     async def poll(self, wait_s: float) -> News:

@@ -14,6 +14,7 @@ Nothing that decides the result lives here: a driver that dies loses nothing, an
 """
 
 import dataclasses
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -43,8 +44,8 @@ from conf.errors import UserError
 from conf.load import from_file
 from conf.resume import save_config
 from conf.schema import Combine, Config
-from evaluation.grids import captions_of, save_grid
-from evaluation.record import record_sitting
+from evaluation.grids import cells, save_grid
+from evaluation.record import by_place, record_sitting
 from learner import recovery
 from monitoring.advice import Advice, Window, advise, role_of
 from monitoring.display import Snapshot
@@ -53,6 +54,7 @@ from policy import lora
 
 POLL_S = 1.0
 SILENT_S = 15.0  # without an answer, and it is said
+RECORD_S = 30.0  # from one writing of run.json to the next: what a driver that is killed leaves out of it
 
 
 @contextmanager
@@ -79,6 +81,8 @@ class Driver:
         self.learner_options = room_for_ranks(config.learner)
         self.rewards: dict[str, ActorHandle] = {}  # tried, by place
         self.weights: dict[Version, list[ray.ObjectRef]] = {}  # the driver owns them, so they outlive every worker
+        self.seconds: dict[str, dict[str, float]] = {}  # of every worker of this start, by occupation
+        self.recorded = -math.inf  # when run.json was written last
         self.window = Window()
         self.advice: Advice | None = None
         self.draining = False
@@ -134,7 +138,7 @@ class Driver:
         except RayActorError as error:
             raise UserError(f"the run folder {self.run_dir} cannot be opened: {_last_line(error)}") from error
         self.log = MetricsLog(self.run_dir, trained=self.news.status["trained_batches"])
-        self.started = time.time()
+        self.started, self.epoch = time.time(), self.news.epoch  # the epoch that names this sitting
         self.fleet = Fleet(self.buffer)
         self.gauges = Gauges(self.run_dir.name)
         self.fleet.add(Place("learner-0", self._learner))
@@ -161,7 +165,8 @@ class Driver:
         """
         if (news := self._poll()) is None:
             return self.news
-        self.news = news
+        self.seconds |= news.seconds  # a buffer that was restarted has not heard of those who died before
+        self.news = news = dataclasses.replace(news, seconds=dict(self.seconds))
         if self.draining and not news.draining:
             call(self.buffer.drain)
         for version, recovery_point in news.to_publish:
@@ -174,6 +179,8 @@ class Driver:
         self.fleet.tend(news.overdue, news.seconds)
         self.mirroring.follow(news.status["trained_batches"], len(news.evaluations))
         self.gauges.show(news, self.fleet, self.log.rows, self.mirroring.behind)
+        if news.stop or time.monotonic() - self.recorded >= RECORD_S:
+            self.record(news)
         if news.stop:
             raise RunStopped(news.stop)
         return news
@@ -228,21 +235,24 @@ class Driver:
         return Snapshot(
             trained=news.status["trained_batches"],
             rows=[row for row in rows if "batch" in row],
-            evaluations={int(row["version"]): row["reward/mean"] for row in rows if "version" in row},
-            waiting={worker.rsplit(".", 1)[0]: _waiting_share(spent) for worker, spent in news.seconds.items()},
+            evaluations={int(row["version"]): row.get("reward/mean") for row in rows if "version" in row},
+            waiting={place: _waiting_share(spent) for place, spent in by_place(news.seconds).items()},
             orders={state: news.status[f"orders_{state}"] for state in ("open", "claimed", "rolled_out", "scored")},
             set_aside=news.status["set_aside"],
             restarts=sum(self.fleet.restarts.values()),
             notes=[*self.fleet.notes, *news.status["notes"], *self.mirroring.notes],
             mirror_behind=self.mirroring.behind,
             advice=self.advice,
+            earlier=self.log.earlier_batches if self.epoch > 1 else None,
+            earlier_evaluations=self.log.earlier_versions,
         )
 
     def record(self, news: News) -> None:
         """Writes into run.json where the time of this start went, by place."""
-        seconds = {worker.rsplit(".", 1)[0]: spent for worker, spent in news.seconds.items()}
+        self.recorded = time.monotonic()
+        seconds, restarts = by_place(news.seconds), sum(self.fleet.restarts.values())
         advice = self.advice.sentence if self.advice else ""
-        record_sitting(self.run_dir, news.epoch, self.started, seconds, sum(self.fleet.restarts.values()), advice)
+        record_sitting(self.run_dir, self.epoch, self.started, seconds, restarts, advice)
 
     @_stops_without_a_buffer()
     def save_lora(self) -> Path:
@@ -291,11 +301,12 @@ class Driver:
 
     def _record_evaluation(self, version: int) -> None:
         rows, pictures = call(self.buffer.evaluation, version, self.config.evaluation.grid)
-        if pictures is not None:
-            captions = captions_of(rows, tuple(self.config.rewards))[: len(pictures)]
-            save_grid(self.run_dir / "samples" / f"v{version:05d}.png", pictures, captions)
+        drawn = cells(rows.slice(0, self.config.evaluation.grid), pictures or {}, tuple(self.config.rewards))
+        if drawn is not None:
+            save_grid(self.run_dir / "samples" / f"v{version:05d}.png", *drawn)
         scores = rows["reward"].drop_null().to_numpy()
-        self.log.add_evaluation(version, {"reward/mean": float(scores.mean()), "reward/std": float(scores.std())})
+        known = {"reward/mean": float(scores.mean()), "reward/std": float(scores.std())} if len(scores) else {}
+        self.log.add_evaluation(version, known)
 
     def _buffer_settings(self) -> dict[str, Any]:
         config = self.config

@@ -70,12 +70,13 @@ class Gauges:
         restarts: dict[str, int] = defaultdict(int)
         for place in fleet.places:
             role = role_of(place.name)
-            restarts[role] += fleet.restarts[place.name]
             for state in ("working", "starting", "dead"):
                 workers[role, state] += 0
             workers[
                 role, "dead" if not place.actors else "working" if place.worker in news.seconds else "starting"
             ] += 1
+        for name, count in fleet.restarts.items():  # also of places that are no more: a count does not fall
+            restarts[role_of(name)] += count
         for (role, state), count in workers.items():
             self._set("workers", "Workers by role and state.", count, role=role, state=state)
         for role, count in restarts.items():

@@ -16,7 +16,7 @@ from conf.schema import Config
 from conf.validate import cluster_fits, effective_gpus
 from evaluation.record import read_record, record_end
 from evaluation.report import write_report
-from evaluation.summary import Comparison, compare
+from evaluation.summary import compare, in_words
 from monitoring.display import Display
 from policy.stable_diffusion import check_policy, image_size
 from policy.tokens import check_prompts
@@ -85,17 +85,6 @@ def train(config: Config, prompts: list[str], run_dir: Path, mirroring: Mirrorin
         print(f"LoRA: {folder}\nreport: {report}")
     else:
         print(f"stopped after {news.status['trained_batches']} batches; the same command goes on from there")
-
-
-def in_words(change: Comparison | None) -> str:
-    """What the run did for its reward, in a sentence."""
-    if change is None:
-        return "finished; no evaluation to compare"
-    return (
-        f"finished: over {change.count} fixed pairs of prompt and seed the mean reward went from "
-        f"{change.before_mean:.4f} to {change.after_mean:.4f}, by {change.difference:+.4f} with a standard error of "
-        f"{change.standard_error:.4f}: {change.gain:+.2f} standard deviations of the base model's rewards"
-    )
 
 
 class CtrlC:

@@ -15,6 +15,7 @@ written before the record that names them, and removed after the record that say
 at a time. A call that does not count answers False or None, or raises `Refused`; `RunStopped` ends the run.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from buffer import rollouts, scoring, training, workers
@@ -34,7 +34,7 @@ from buffer.messages import Claim, Lease, TakenBatch
 from buffer.orders import Plan, Version
 from buffer.retention import needed_files, old_recovery_points
 from buffer.rules import Rules
-from buffer.schema import ROLLOUT_COLUMNS, check_rollout, check_scores, scalar_rows, stack, with_tensors
+from buffer.schema import ROLLOUT_COLUMNS, check_rollout, check_scores, scalar_rows, stack, tensors_of, with_tensors
 from buffer.score_types import ScoreTypes
 from buffer.state import File, Record, State, Step, fold, work_of
 from buffer.status import status_of
@@ -259,21 +259,23 @@ class TrajectoryBuffer:
             if parquet is not None
         }
 
-    def evaluation_images(self, version: int, count: int) -> np.ndarray | None:
-        """The first `count` pictures of a finished evaluation, uint8 [n, H, W, 3], without those set aside. None when
-        retention has dropped them (the two evaluations finished last are kept) or their file is damaged."""
-        tables = []
-        for order_id in self.rules.sizes.evaluation_orders(version):
-            work = work_of(self.state, order_id)
+    def evaluation_images(self, version: int, count: int) -> dict[int, np.ndarray] | None:
+        """Pictures of the first `count` pairs of a finished evaluation by trajectory id, uint8 [H, W, 3], without those
+        set aside. None when retention has dropped them (the two evaluations finished last are kept) or a file of them
+        is damaged."""
+        sizes = self.rules.sizes
+        orders = sizes.evaluation_orders(version)[: math.ceil(count / sizes.order_size)]
+        wanted = [trajectory_id for order_id in orders for trajectory_id in sizes.trajectory_ids(order_id)][:count]
+        pictures: dict[int, np.ndarray] = {}
+        for work in (work_of(self.state, order_id) for order_id in orders):
             table = self._store.read_arrow(work.table) if work.table else None
             if table is not None:
-                aside = pa.array([trajectory_id for trajectory_id, _ in work.set_aside], pa.int64())
-                keep = pc.invert(pc.is_in(table["trajectory_id"], value_set=aside))
-                tables.append(table.select(["trajectory_id", "image"]).filter(keep))
-            elif len(work.set_aside) < self.rules.sizes.order_size:
+                pictures |= zip(table["trajectory_id"].to_pylist(), tensors_of(table)["image"], strict=True)
+            elif len(work.set_aside) < sizes.order_size:
                 return None
-        images = [chunk for table in tables for chunk in table["image"].chunks if len(chunk)]
-        return np.concatenate([chunk.to_numpy_ndarray() for chunk in images])[:count] if images else None
+            for trajectory_id, _ in work.set_aside:
+                pictures.pop(trajectory_id, None)
+        return {trajectory_id: pictures[trajectory_id] for trajectory_id in wanted if trajectory_id in pictures}
 
     def evaluation_missed(self, version: int, why: str) -> None:
         """Close an evaluation that can no longer be served (its recovery point does not load)."""

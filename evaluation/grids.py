@@ -1,7 +1,7 @@
 """Grids of pictures, as one PIL image or PNG file."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ SMALLEST_CELL = 128  # smaller pictures are enlarged to at least this width, so 
 CAPTION_SIZE = 12
 CAPTION_LINES = 2  # of each paragraph
 PAPER, INK = (255, 255, 255), (70, 70, 78)
+MISSING = 205  # the grey of a cell without a picture
 
 
 def grid(images: np.ndarray, captions: Sequence[str] | None = None, columns: int | None = None) -> Image.Image:
@@ -45,16 +46,35 @@ def grid(images: np.ndarray, captions: Sequence[str] | None = None, columns: int
     return canvas
 
 
+def cells(
+    rows: pa.Table, pictures: Mapping[int, np.ndarray], rewards: Sequence[str]
+) -> tuple[np.ndarray, list[str]] | None:
+    """A picture, uint8 [n, H, W, 3], and a caption for each of n rows of an evaluation; None if there is no picture.
+
+    pictures: uint8 [H, W, 3] by trajectory id. A row without one has a grey cell, so that every cell is the same pair
+    of prompt and seed in the grids of all versions.
+    """
+    grey = [np.full_like(picture, MISSING) for picture in list(pictures.values())[:1]]
+    if not grey:
+        return None
+    images = [pictures.get(trajectory_id, grey[0]) for trajectory_id in rows["trajectory_id"].to_pylist()]
+    return np.stack(images), captions_of(rows, rewards)
+
+
 def captions_of(rows: pa.Table, rewards: Sequence[str]) -> list[str]:
-    """What stands under each picture: its prompt and, below, what rewards said of it, if they store a text."""
+    """What stands under each picture: its prompt and, below, what rewards said of it, if they store a text, or why it
+    was set aside."""
     said = [
         rows[field.name].to_pylist()
         for field in rows.schema
         if "." in field.name and field.name.split(".")[0] in rewards and pa.types.is_string(field.type)
     ]
     texts = [", ".join(text for text in texts if text) for texts in zip(*said, strict=True)] or [""] * len(rows)
-    prompts = rows["prompt"].to_pylist()
-    return [f"{prompt}\n“{text}”" if text else prompt for prompt, text in zip(prompts, texts, strict=True)]
+    below = [f"\n“{text}”" if text else "" for text in texts]
+    if "set_aside" in rows.column_names:
+        aside = rows["set_aside"].to_pylist()
+        below = [f"\nset aside: {why}" if why else text for why, text in zip(aside, below, strict=True)]
+    return [f"{prompt}{text}" for prompt, text in zip(rows["prompt"].to_pylist(), below, strict=True)]
 
 
 def size_of(rows: int, columns: int, cell_width: int, cell_height: int) -> tuple[int, int]:

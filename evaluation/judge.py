@@ -6,10 +6,12 @@ Prints a Markdown row a run. A reward that was won by pictures which no longer s
 """
 
 import argparse
+import math
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image
 
 from common.terminal import print_anywhere
@@ -50,12 +52,20 @@ def row(run_dir: Path, change: Comparison, prompts: list[str], before: np.ndarra
     cells = [
         run_dir.name,
         str(change.after),
-        f"{change.before_mean:.3f} ± {change.before_std:.3f}",
-        f"{change.after_mean:.3f} ± {change.after_std:.3f}",
-        f"{change.gain:+.2f} ± {change.standard_error / change.before_std:.2f}",
+        *[
+            f"{mean:z.3f} ± {std:.3f}" if math.isfinite(std) else f"{mean:z.3f}"
+            for mean, std in ((change.before_mean, change.before_std), (change.after_mean, change.after_std))
+        ],
+        _gain(change),
         *[" → ".join(pair) for pair in [*shares, [commonest_setting(before), commonest_setting(after)]]],
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _gain(change: Comparison) -> str:
+    if not math.isfinite(change.gain):
+        return change.why_no_gain
+    return f"{change.gain:+z.2f} ± {change.standard_error / change.before_std:.2f}"
 
 
 def commonest_setting(images: np.ndarray) -> str:
@@ -66,10 +76,23 @@ def commonest_setting(images: np.ndarray) -> str:
 
 def draw(run_dir: Path, before: np.ndarray, after: np.ndarray) -> Image.Image:
     """The first pairs, not chosen: before over after, with the prompts and what rewards said of each picture."""
+    return grid(np.concatenate([before[:SHOWN], after[:SHOWN]]), captions(run_dir), columns=SHOWN)
+
+
+def captions(run_dir: Path) -> list[str]:
+    """Of the first evaluation's first pairs: as that one has them, then as the last has them, pair by pair."""
     rewards = tuple(from_file(run_dir / "config.yaml").rewards)
     evaluations = list(read_evaluations(run_dir).values())
-    captions = [caption for rows in (evaluations[0], evaluations[-1]) for caption in captions_of(rows, rewards)[:SHOWN]]
-    return grid(np.concatenate([before[:SHOWN], after[:SHOWN]]), captions, columns=SHOWN)
+    pairs = _pairs(evaluations[0])[:SHOWN]
+    found = []
+    for rows in (evaluations[0], evaluations[-1]):
+        of_pair = dict(zip(_pairs(rows), captions_of(rows, rewards), strict=True))
+        found += [of_pair.get((prompt, seed), prompt) for prompt, seed in pairs]
+    return found
+
+
+def _pairs(rows: pa.Table) -> list[tuple[str, int]]:
+    return list(zip(rows["prompt"].to_pylist(), rows["seed"].to_pylist(), strict=True))
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ import os
 import platform
 import shutil
 import subprocess
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16"
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "ray", "numpy", "pyarrow")
 
 
+@cache
 def machine_info() -> dict[str, Any]:
     """This machine, as plain JSON values: cpu, flags, cores, memory_gib, gpus, system, python, versions."""
     cpu_info = _fields(Path("/proc/cpuinfo"))

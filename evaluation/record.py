@@ -1,4 +1,5 @@
-"""run.json: what only the driver knows of a run, one entry a sitting (from a start of the driver to its end).
+"""run.json: what only the driver knows of a run, one entry a sitting (from a start of the driver to its end), which is
+written now and then: a sitting that was killed is there as well.
 
 {"finished": 120,  # batches of which LoRA and report are written; absent before the first end
  "sittings": {"1": {"started": unix seconds, "ended": unix seconds, "machine": {...}, "restarts": 0,
@@ -8,6 +9,7 @@
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +29,9 @@ def record_sitting(
     restarts: int = 0,
     advice: str = "",
 ) -> None:
-    """Writes or replaces the entry of the sitting with this epoch, atomically: call it as often as wanted.
+    """Writes or replaces the entry of the sitting that began with this epoch, atomically: call it as often as wanted.
 
-    seconds: of each worker, by occupation; those it waited begin with "waiting". started: unix seconds. advice: which
+    seconds: of each place, by occupation; those it waited begin with "waiting". started: unix seconds. advice: which
     count to raise, a sentence.
     """
     record = read_record(run_dir)
@@ -42,6 +44,16 @@ def record_sitting(
         "advice": advice,
     }
     write_atomically(run_dir / NAME, json.dumps(record, indent=1))
+
+
+def by_place(seconds: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Sums over all who had a place one after another: "sampler-0.0" and "sampler-0.1" are both of "sampler-0"."""
+    places: dict[str, dict[str, float]] = {}
+    for worker, occupations in seconds.items():
+        place = places.setdefault(worker.rpartition(".")[0], {})
+        for occupation, spent in occupations.items():
+            place[occupation] = place.get(occupation, 0.0) + spent
+    return places
 
 
 def record_end(run_dir: Path, batches: int) -> None:

@@ -47,21 +47,26 @@ def pictures(run: RunFiles) -> str:
     sources = {v: f"data:image/png;base64,{base64.b64encode(run.samples[v].read_bytes()).decode()}" for v in versions}
     first, last = versions[0], versions[-1]
     if first == last:
-        return (
-            f'<section><h2>Pictures</h2><div class="pair">{_figure(sources[first], f"version {first}")}</div></section>'
-        )
+        only = _figure(sources[first], _after(first))
+        return f'<section><h2>Pictures</h2><div class="pair">{only}</div></section>'
     frames = "".join(
         f'<img src="{sources[v]}" data-version="{v}" alt="pictures at version {v}">' for v in versions[1:-1]
     )
-    pair = _figure(sources[first], "before: the base model") + _figure(sources[last], f"after {last} batches", "after")
+    pair = _figure(sources[first], f"before: {_after(first)}") + _figure(sources[last], _after(last), "after")
+    aside = any(rows["set_aside"].null_count < len(rows) for rows in run.evaluations.values())
+    grey = "; a grey cell was set aside" if aside else ""
     slider = (
         f'<label class="slider">on the right: <output>version {last}</output>'
         f'<input type="range" min="0" max="{len(versions) - 1}" value="{len(versions) - 1}"></label>'
     )
     return (
-        "<section><h2>Before and after</h2><p>Every cell is the same prompt and the same seed in both grids.</p>"
+        f"<section><h2>Before and after</h2><p>Every cell is the same prompt and the same seed in both grids{grey}.</p>"
         f'<div class="pair">{pair}</div>{slider}<div class="frames" hidden>{frames}</div></section>'
     )
+
+
+def _after(version: int) -> str:
+    return f"after {version} batch{'es' if version != 1 else ''}" if version else "the base model"
 
 
 def spread(values: list[int], count: int) -> list[int]:

@@ -35,12 +35,14 @@ def headline(run: RunFiles) -> str:
     change = compare_tables(run.evaluations)
     if change is None:
         return f"{done} trained; no two evaluations to compare yet."
-    verb = "rose" if change.difference > 0 else "fell"
-    gain = f", {signed(change.gain)} standard deviations of the base model" if math.isfinite(change.gain) else ""
-    return (
-        f"In {done} the mean reward over {change.count} fixed pairs of prompt and seed {verb} from "
-        f"<b>{number(change.before_mean)}</b> to <b>{number(change.after_mean)}</b>{gain}."
-    )
+    before, after = f"<b>{number(change.before_mean)}</b>", f"<b>{number(change.after_mean)}</b>"
+    moved = f"{'rose' if change.difference > 0 else 'fell'} from {before} to {after}"
+    if change.difference == 0:
+        moved = f"stayed at {after}"
+    gain = f", {signed(change.gain)} standard deviations of the base model"
+    if not math.isfinite(change.gain):
+        gain = "" if change.count == 1 else ", of a base model whose rewards did not vary"
+    return f"In {done} the mean reward over {change.pairs} {moved}{gain}."
 
 
 def cards(run: RunFiles) -> str:
@@ -179,7 +181,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def signed(value: float) -> str:
-    return f"+{number(value)}" if value >= 0 else number(value)
+    return f"+{number(value)}" if value > 0 else number(value)
 
 
 def duration(seconds: float) -> str:

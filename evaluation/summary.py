@@ -46,14 +46,41 @@ class Comparison:
         """The difference in standard deviations of the rewards before; nan where they do not vary."""
         return self.difference / self.before_std if self.before_std > 0 else math.nan
 
+    @property
+    def why_no_gain(self) -> str:
+        """What to say in the place of a gain that is not finite."""
+        if self.count == 1:
+            return "a single pair has no standard deviation"
+        return "the base model's rewards did not vary, so there is no standard deviation to compare with"
+
+    @property
+    def pairs(self) -> str:
+        return f"{self.count} fixed pair{'s' if self.count != 1 else ''} of prompt and seed"
+
+
+def in_words(change: Comparison | None) -> str:
+    """What a finished run did for its reward, in a sentence."""
+    if change is None:
+        return "finished; no evaluation to compare"
+    error, gain = "from a single pair no error can be given", change.why_no_gain
+    if math.isfinite(change.standard_error):
+        error = f"with a standard error of {change.standard_error:.4f}"
+    if math.isfinite(change.gain):
+        gain = f"{change.gain:+z.2f} standard deviations of the base model's rewards"
+    return (
+        f"finished: over {change.pairs} the mean reward went from {change.before_mean:z.4f} to "
+        f"{change.after_mean:z.4f}, by {change.difference:+z.4f} {error}: {gain}"
+    )
+
 
 def read_evaluations(run_dir: Path) -> dict[int, pa.Table]:
-    """The finished evaluations of a run by version. Of a version evaluated twice (after a restart), the last."""
+    """The finished evaluations of a run by version, as their files are named: v<version>.<epoch>.<attempt>.parquet.
+    Of a version evaluated twice (after a restart), the last."""
     tables: dict[int, pa.Table] = {}
     for path in sorted((run_dir / "evaluation").glob("*.parquet")):
         table = pq.read_table(path)
         if len(table):
-            tables[int(table["policy_version"][0].as_py())] = table
+            tables[int(path.name.split(".")[0][1:])] = table  # rows that nobody rolled out are of no version
     return dict(sorted(tables.items()))
 
 
@@ -124,6 +151,9 @@ def _by_pair(table: pa.Table, reward: str) -> dict[tuple[str, int], float]:
 
 
 def _std(values: np.ndarray) -> float:
+    """With n - 1; exactly 0 of equal values, whose mean may round to another; nan of a single one."""
+    if len(values) > 1 and (values == values[0]).all():
+        return 0.0
     return float(values.std(ddof=1)) if len(values) > 1 else math.nan
 
 

@@ -1,8 +1,13 @@
-"""The order of the suite."""
+"""The order of the suite, and what holds for all of it."""
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests import running
+
+# How long an example takes says something of the machine, and nothing of the code.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 RUNS = (running.launch, running.launched)
 

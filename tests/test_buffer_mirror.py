@@ -25,6 +25,7 @@ from buffer.remote import Remote
 from buffer.state import restarted
 from conf.errors import UserError
 from tests.buffer_toy import PLAN, buffer, publish, roll_out, score, scored, start, train, write_weights
+from tests.running import TIMEOUT_S
 from tests.test_buffer_run import rows
 
 URI = "file:///mirror"  # as sentences name it
@@ -318,7 +319,7 @@ def test_of_racing_heads_none_owns_an_epoch_with_another(tmp_path: Path) -> None
     """Heads that claim at once, many times: no two ever win the same epoch."""
     rounds, heads = 15, 4
     won: list[str] = []
-    gate = threading.Barrier(heads, timeout=60)
+    gate = threading.Barrier(heads, timeout=TIMEOUT_S)
 
     def claim(place: int) -> None:
         epochs = Epochs(remote(tmp_path / "mirror"), URI, tmp_path / str(place))

@@ -741,12 +741,34 @@ def test_evaluations_come_first_hold_nothing_up_and_are_the_same_pairs(tmp_path:
     assert [t["policy_version"].to_pylist() for t in tables.values()] == [[v] * 4 for v in (0, 2, 3)]
     assert not {"batch", "age", "age_in_flight", "advantage"} & set(tables[0].column_names)
     images = b.evaluation_images(3, 3)
-    order = PLAN.evaluation(3)[0]
-    assert images is not None and images.shape == (3, 4, 4, 3)
-    made = tensors_of(rolled_out(order, b.state.trained[3].version))["image"]
-    np.testing.assert_array_equal(images[:2], made)
+    first, second = PLAN.evaluation(3)
+    assert images is not None and list(images) == [*first.trajectory_ids, second.trajectory_ids[0]]
+    made = tensors_of(rolled_out(first, b.state.trained[3].version))["image"]
+    np.testing.assert_array_equal([images[id] for id in first.trajectory_ids], made)
+    assert images[second.trajectory_ids[0]].shape == (4, 4, 3)
     assert b.evaluation_images(0, 3) is None  # retention: the last two are kept
     assert buffer(tmp_path, evaluate_versions=(0, 2, 3)).evaluations().keys() == tables.keys()
+
+
+def test_pictures_of_an_evaluation_go_by_their_ids_whatever_was_set_aside(tmp_path: Path) -> None:
+    b = buffer(tmp_path, evaluate_versions=(0,), max_failed_share=1.0)
+    start(b)
+    first, second = PLAN.evaluation(0)
+    for worker in ("s0", "s1"):
+        claim = b.claim(worker)
+        assert claim and b.add(claim.order.order_id, claim.version, rolled_out(claim.order, claim.version))
+    broken = first.trajectory_ids[0]
+    while (lease := b.lease("size", "r0")) is not None:
+        if broken in lease.table["trajectory_id"].to_pylist() and broken not in lease.skip:
+            b.pictures_failed("size", lease.order_id, lease.table_digest, "r0", {broken: "no animal"})
+        else:
+            assert b.add_scores("size", lease.order_id, lease.table_digest, scored(lease))
+    assert list(b.evaluations()) == [0]
+    rows = b.evaluations()[0]
+    images = b.evaluation_images(0, 3)
+    assert images is not None and list(images) == [first.trajectory_ids[1], second.trajectory_ids[0]]
+    assert rows["trajectory_id"].to_pylist() == [*first.trajectory_ids, *second.trajectory_ids]
+    assert rows["set_aside"].null_count == 3 and "no animal" in rows["set_aside"][0].as_py()
 
 
 def test_an_evaluation_that_cannot_be_served_is_missed(tmp_path: Path) -> None:

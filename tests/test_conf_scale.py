@@ -1,5 +1,4 @@
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -8,6 +7,7 @@ from conf import scale
 from conf.errors import UserError
 from conf.load import load
 from conf.resume import RunLock, save_config
+from tests.running import wait_for
 
 
 @pytest.fixture
@@ -57,14 +57,12 @@ def test_who_asks_waits_until_the_driver_has_done_it(run_dir: Path) -> None:
             target=lambda: answers.append(scale.ask(run_dir, ["samplers.count=3", "rewards.compressibility.count=2"]))
         )
         asking.start()
-        deadline = time.monotonic() + 30
-        while (layer := scale.requested(run_dir)) is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert layer is not None and asking.is_alive()
+        layer = wait_for("a request", lambda: scale.requested(run_dir))
+        assert asking.is_alive()
         config = scale.scaled(load(["compressibility"]), layer)
         assert (config.samplers.count, config.rewards["compressibility"].count) == (3, 2)
         (run_dir / scale.REQUEST).unlink()
-        asking.join(30)
+        asking.join()
     assert answers == ["samplers.count 1 -> 3, rewards.compressibility.count 1 -> 2"]
 
 
@@ -115,9 +113,7 @@ def test_who_asks_hears_that_the_driver_cannot(run_dir: Path) -> None:
     with RunLock(run_dir):
         asking = threading.Thread(target=ask)
         asking.start()
-        deadline = time.monotonic() + 30
-        while scale.requested(run_dir) is None and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_for("a request", lambda: scale.requested(run_dir))
         scale.set_aside(run_dir, "it is not to be")
         asking.join(30)
     assert len(answers) == 1 and "cannot do so" in answers[0]

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,13 +18,15 @@ from PIL import Image
 from conf.errors import UserError
 from conf.load import load
 from conf.resume import save_config
-from evaluation.grids import CAPTION_SIZE, GAP, captions_of, grid, save_grid
+from evaluation import judge
+from evaluation.grids import CAPTION_SIZE, GAP, MISSING, captions_of, cells, grid, save_grid
 from evaluation.machine import describe, machine_info
-from evaluation.record import read_record, record_sitting
+from evaluation.record import by_place, read_record, record_sitting
 from evaluation.report import spread, write_report
-from evaluation.summary import compare
+from evaluation.sections import signed
+from evaluation.summary import compare, read_evaluations
 from evaluation.svg import Curve, chart, number, ticks
-from tests.synthetic_run import synthetic_run
+from tests.synthetic_run import PAIRS, evaluation_table, synthetic_run, write_evaluation
 
 VOID = {"meta", "img", "input", "br"}
 
@@ -121,6 +124,22 @@ def test_sittings_add_up(tmp_path: Path) -> None:
     assert list(sittings) == ["1", "2"] and sittings["2"]["seconds"]["sampler-0"] == {"rolling out": 3.0}
 
 
+def test_the_seconds_of_a_place_are_those_of_all_who_were_there() -> None:
+    assert by_place(
+        {
+            "sampler-0.0": {"rolling out": 10.0, "waiting for orders: the learner": 1.0},
+            "sampler-0.1": {"rolling out": 2.0, "loading the model": 3.0},
+            "sampler-1.0": {"rolling out": 4.0},
+            "reward-my-own.name-10.12": {"scoring": 5.0},
+        }
+    ) == {
+        "sampler-0": {"rolling out": 12.0, "waiting for orders: the learner": 1.0, "loading the model": 3.0},
+        "sampler-1": {"rolling out": 4.0},
+        "reward-my-own.name-10": {"scoring": 5.0},
+    }
+    assert by_place({}) == {}
+
+
 def test_the_machine_is_named() -> None:
     info = machine_info()
     assert info["cores"] >= 1 and info["memory_gib"] > 0 and {"torch", "diffusers", "ray"} <= set(info["versions"])
@@ -180,6 +199,127 @@ def test_a_saved_grid_is_a_png_and_leaves_nothing_else(tmp_path: Path) -> None:
 def test_what_is_no_list_of_pictures_is_refused(images: np.ndarray, captions: list[str] | None) -> None:
     with pytest.raises(ValueError, match="pictures"):
         grid(images, captions)
+
+
+def shaded(count: int) -> dict[int, np.ndarray]:
+    """Pictures of an evaluation of version 0, each of a colour of its own, by trajectory id."""
+    return {-1 - row: np.full((64, 64, 3), 10 + row, np.uint8) for row in range(count)}
+
+
+def test_a_cell_is_the_same_pair_in_every_grid_whatever_was_set_aside() -> None:
+    """A picture that is missing leaves a grey cell with its reason, and moves no other."""
+    rows = evaluation_table(0, np.arange(6.0), set_aside=(1, 4))
+    pictures = shaded(6)
+    del pictures[-2], pictures[-5]
+    images, captions = cells(rows, pictures, ("compressibility",)) or (np.empty(0), [])
+    assert [int(image.min()) for image in images] == [10, MISSING, 12, 13, MISSING, 15]
+    assert [int(image.max()) for image in images] == [10, MISSING, 12, 13, MISSING, 15]
+    assert [caption.split("\n")[0] for caption in captions] == rows["prompt"].to_pylist()
+    assert [caption.split("\n")[1:] for caption in captions] == [
+        ["set aside: raised ValueError"] if row in (1, 4) else [] for row in range(6)
+    ]
+    whole, _ = cells(evaluation_table(0, np.arange(6.0)), shaded(6), ()) or (np.empty(0), [])
+    assert whole.shape == images.shape and all((whole[row] == images[row]).all() for row in (0, 2, 3, 5))
+
+
+def test_a_picture_that_is_gone_for_another_reason_leaves_its_cell_too() -> None:
+    pictures = shaded(3)
+    del pictures[-1]
+    images, captions = cells(evaluation_table(0, np.arange(3.0)), pictures, ()) or (np.empty(0), [])
+    assert int(images[0].min()) == MISSING and len(captions) == 3 and "\n" not in captions[0]
+
+
+def test_there_is_no_grid_without_any_picture() -> None:
+    assert cells(evaluation_table(0, np.arange(2.0), set_aside=(0, 1)), {}, ()) is None
+
+
+def test_the_judges_captions_are_of_the_same_pairs(tmp_path: Path) -> None:
+    """Also where rows of an evaluation are in another order, and some are missing."""
+    run_dir = synthetic_run(tmp_path, batches=4)
+    after = next((run_dir / "evaluation").glob("v00004*"))
+    texts = pa.array([f"said of {row}" for row in range(PAIRS)])
+    rows = pq.read_table(after).append_column("compressibility.text", texts)
+    pq.write_table(rows.take([*range(PAIRS - 1, 3, -1), 0, 1]), after)  # without the third and the fourth pair
+    captions = judge.captions(run_dir)
+    prompts = [f"animal {row % 8} in <place> & {row % 4}" for row in range(judge.SHOWN)]
+    assert captions[: judge.SHOWN] == prompts
+    assert captions[judge.SHOWN :] == [
+        prompt if row in (2, 3) else f"{prompt}\n“said of {row}”" for row, prompt in enumerate(prompts)
+    ]
+
+
+@pytest.mark.parametrize("rewards", [np.full(PAIRS, 0.1), np.zeros(PAIRS)])
+def test_the_judges_row_of_rewards_that_do_not_vary(rewards: np.ndarray, tmp_path: Path) -> None:
+    run_dir = synthetic_run(tmp_path, batches=4)
+    for version in read_evaluations(run_dir):
+        write_evaluation(run_dir, version, rewards)
+    change = compare(run_dir)
+    assert change is not None
+    pictures = np.zeros((PAIRS, 64, 64, 3), np.uint8)
+    row = judge.row(run_dir, change, ["a cat"] * PAIRS, pictures, pictures)
+    assert "nan" not in row and "did not vary" in row and row.count("|") == judge.HEAD.splitlines()[0].count("|")
+
+
+# ---- reports of unusual runs
+
+
+def page_text(run_dir: Path) -> str:
+    page = write_report(run_dir).read_text()
+    parser = Balanced()
+    parser.feed(page)
+    assert parser.open == []
+    return html.unescape(re.sub(r"<[^>]+>", " ", page))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        (np.full(4, 0.1), np.full(4, 0.3), "whose rewards did not vary"),
+        (np.full(4, 0.1), np.full(4, 0.1), "stayed at"),
+        (np.array([1.0]), np.array([2.0]), "over 1 fixed pair of prompt and seed"),
+        (np.array([2.0, 3.0]), np.array([1.0, 2.5]), "fell from"),
+    ],
+)
+def test_the_report_says_in_words_what_has_no_number(
+    before: np.ndarray, after: np.ndarray, says: str, tmp_path: Path
+) -> None:
+    run_dir = synthetic_run(tmp_path, batches=4)
+    for path in (run_dir / "evaluation").iterdir():
+        path.unlink()
+    write_evaluation(run_dir, 0, before)
+    write_evaluation(run_dir, 4, after)
+    text = page_text(run_dir)
+    assert says in text and not re.search(r"\bnan\b", text.replace("the reward was nan", ""))
+    assert "+−0" not in text and "−0 " not in text
+
+
+def test_the_report_of_a_run_whose_evaluations_were_all_set_aside(tmp_path: Path) -> None:
+    run_dir = synthetic_run(tmp_path, batches=4)
+    for version in read_evaluations(run_dir):
+        write_evaluation(run_dir, version, np.zeros(PAIRS), set_aside=tuple(range(PAIRS)))
+    assert "no two evaluations to compare" in page_text(run_dir)
+
+
+def test_the_report_says_that_grey_cells_were_set_aside_where_there_are_some(page: str, tmp_path: Path) -> None:
+    sentence = "a grey cell was set aside"
+    assert sentence in page  # one of the made-up run's last evaluation was
+    run_dir = synthetic_run(tmp_path, batches=4)
+    for version in read_evaluations(run_dir):
+        write_evaluation(run_dir, version, np.arange(float(PAIRS)))
+    assert sentence not in page_text(run_dir)
+
+
+def test_a_grid_that_is_not_the_base_models_is_not_called_so(tmp_path: Path) -> None:
+    run_dir = synthetic_run(tmp_path, batches=4)
+    (run_dir / "samples" / "v00000.png").unlink()
+    text = page_text(run_dir)
+    assert "before: the base model" not in text and "before: after 1 batches" not in text
+    assert "after 1 batch " in text
+
+
+def test_signs_of_numbers() -> None:
+    values = [0.5, -0.5, 0.0, -0.0, math.nan]
+    assert [signed(value) for value in values] == ["+0.5", "−0.5", "0", "0", "–"]
 
 
 # ---- curves

@@ -4,9 +4,11 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from evaluation.summary import by_prompt, compare, curve, read_evaluations, reward_names
+from evaluation.summary import by_prompt, compare, curve, in_words, read_evaluations, reward_names
 from tests.synthetic_run import write_evaluation
 
 
@@ -33,8 +35,6 @@ def test_a_pair_set_aside_at_either_end_is_left_out(tmp_path: Path) -> None:
 
 
 def test_pairs_are_matched_by_prompt_and_seed_not_by_row(tmp_path: Path) -> None:
-    import pyarrow.parquet as pq
-
     write_evaluation(tmp_path, 0, np.array([1.0, 5.0, 3.0]))
     write_evaluation(tmp_path, 1, np.array([1.5, 5.5, 3.5]))
     path = next((tmp_path / "evaluation").glob("v00001*"))
@@ -69,3 +69,56 @@ def test_the_curve_the_names_and_the_prompts(tmp_path: Path) -> None:
     assert reward_names(evaluations[0]) == ["compressibility"]
     rises = [after - before for _, before, after in by_prompt(evaluations)]
     assert rises == sorted(rises, reverse=True) and max(rises) == 7.0
+
+
+@pytest.mark.parametrize("value", [1.0, 0.1, -3.3, 1e-3])
+def test_rewards_that_do_not_vary_have_a_spread_of_exactly_0(value: float, tmp_path: Path) -> None:
+    """The mean of three times 0.1 is not 0.1, and so their deviations from it are not 0."""
+    for count in (3, 7):
+        write_evaluation(tmp_path, 0, np.full(count, value))
+        write_evaluation(tmp_path, 1, np.full(count, value) + np.arange(count))
+        change = compare(tmp_path)
+        assert change is not None and change.before_std == 0 and math.isnan(change.gain)
+
+
+def test_the_result_is_a_sentence(tmp_path: Path) -> None:
+    write_evaluation(tmp_path, 0, np.array([1.0, 2.0, 3.0]))
+    write_evaluation(tmp_path, 9, np.array([2.0, 3.0, 5.0]))
+    assert in_words(compare(tmp_path)) == (
+        "finished: over 3 fixed pairs of prompt and seed the mean reward went from 2.0000 to 3.3333, by +1.3333 with a "
+        "standard error of 0.3333: +1.33 standard deviations of the base model's rewards"
+    )
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        ([1.0, 1.0], [2.0, 3.0], "the base model's rewards did not vary"),
+        ([0.1, 0.1, 0.1], [0.1, 0.1, 0.1], "the base model's rewards did not vary"),
+        ([1.0], [2.0], "over 1 fixed pair of prompt and seed"),
+        ([1.0], [2.0], "from a single pair no error can be given"),
+        ([1.0, 2.0], [1.0 - 1e-9, 2.0], "by +0.0000 with a standard error of 0.0000: +0.00 standard deviations"),
+    ],
+)
+def test_numbers_that_are_not_there_are_said_in_words(
+    before: list[float], after: list[float], says: str, tmp_path: Path
+) -> None:
+    write_evaluation(tmp_path, 0, np.array(before))
+    write_evaluation(tmp_path, 1, np.array(after))
+    sentence = in_words(compare(tmp_path))
+    assert says in sentence and "nan" not in sentence and "-0.00" not in sentence
+
+
+def test_a_run_without_two_evaluations_has_its_sentence_too(tmp_path: Path) -> None:
+    assert "no evaluation to compare" in in_words(None)
+
+
+def test_the_version_of_an_evaluation_is_known_where_no_row_has_one(tmp_path: Path) -> None:
+    """Of an order that was set aside before anybody rolled it out, rows are of no version."""
+    write_evaluation(tmp_path, 4, np.array([1.0, 2.0]), set_aside=(0, 1))
+    (path,) = (tmp_path / "evaluation").glob("*.parquet")
+    table = pq.read_table(path)
+    column = table.schema.get_field_index("policy_version")
+    pq.write_table(table.set_column(column, "policy_version", pa.nulls(2, pa.int32())), path)
+    assert list(read_evaluations(tmp_path)) == [4]
+    assert compare(tmp_path) is None

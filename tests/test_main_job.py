@@ -1,6 +1,7 @@
 """The main job end to end, as a user runs it: `launch.py` in a process of its own, Ray and all, on small models."""
 
 import json
+import re
 import resource
 import shutil
 import signal
@@ -18,11 +19,13 @@ from safetensors.torch import load_file
 
 from buffer.schema import tensors_of
 from evaluation import judge
+from evaluation.record import read_record
 from evaluation.run_files import read_metrics
 from policy import lora
 from tests.pipelines import sd15_layout, tiny_pipeline
 from tests.running import ROOT, SMALL, TIMEOUT_S, launch, launched, wait_for
 
+IN_THE_FOURTH_BATCH = "learner.update:Updater._optimizer_step:8"  # where it waits until the test has done its part
 TIMES = {"claimed", "rolled_out", "scored", "trained"}
 
 
@@ -139,13 +142,24 @@ def test_kill_9_of_the_driver_and_the_same_command_again(
     fault: str, model: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     """Six batches are three batches, kill -9 and the rest, wherever it strikes."""
-    command = small(model, "run", "run.batches=6")
+    command, run_dir = small(model, "run", "run.batches=6"), tmp_path / "runs" / "run"
     with launched(*command, cwd=tmp_path, fault=fault) as run:
         run.wait_for_fault()
         run.kill()
+        assert run.process.stdout is not None
+        printed = batches_and_evaluations(run.process.stdout.read())
+    assert list(read_record(run_dir)["sittings"]) == ["1"]  # though it never came to its end
     done = launch(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert_same_run(undisturbed, tmp_path / "runs" / "run")
+    assert_same_run(undisturbed, run_dir)
+    assert printed and not set(printed) & set(batches_and_evaluations(done.stdout))
+    assert len(re.findall(r"^run goes on: \d of 6 batches are trained$", done.stdout, re.MULTILINE)) == 1
+    sittings = read_record(run_dir)["sittings"].values()
+    assert len(sittings) == 2 and all(sitting["ended"] > sitting["started"] for sitting in sittings)
+
+
+def batches_and_evaluations(output: str) -> list[str]:
+    return re.findall(r"^(batch \d+|evaluation at version \d+)", output, re.MULTILINE)
 
 
 @pytest.mark.slow
@@ -155,7 +169,7 @@ def test_a_head_lost_with_its_disk_is_followed_by_one_that_goes_on_from_the_mirr
     """Killed in its fourth batch, and its run folder is gone; the same command, and the same weights."""
     command = small(model, "run", "run.batches=6", f"run.mirror=file://{tmp_path}/mirror")
     run_dir, mirror = tmp_path / "runs" / "run", tmp_path / "mirror" / "run"
-    with launched(*command, cwd=tmp_path, fault="learner.update:Updater._optimizer_step:8") as run:
+    with launched(*command, cwd=tmp_path, fault=IN_THE_FOURTH_BATCH) as run:
         run.wait_for_fault()
         wait_for("a claim of the mirror", lambda: any(mirror.glob("*/head-*.json")))
         run.kill()
@@ -177,9 +191,11 @@ def test_ctrl_c_stops_with_a_recovery_point_and_the_same_command_goes_on(
     model: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     command = small(model, "run", "run.batches=6")
-    with launched(*command, cwd=tmp_path) as run:
-        run.wait_for_line("batch 2/")
+    with launched(*command, cwd=tmp_path, fault=IN_THE_FOURTH_BATCH) as run:
+        run.wait_for_fault()
         run.process.send_signal(signal.SIGINT)
+        run.wait_for_line("Ctrl-C")
+        run.release()
         output, errors = run.process.communicate(timeout=TIMEOUT_S)
     assert run.process.returncode == 0, (output, errors)
     assert "goes on" in output
@@ -195,10 +211,11 @@ def test_a_full_disk_stops_the_run_which_goes_on_when_there_is_space(
 ) -> None:
     """The system lets one process write no file beyond 1,000 bytes, which is what a full disk or quota does to it."""
     command = small(model, "run", "run.batches=6")
-    with launched(*command, cwd=tmp_path) as run:
-        run.wait_for_line("batch 2/")
+    with launched(*command, cwd=tmp_path, fault=IN_THE_FOURTH_BATCH) as run:
+        run.wait_for_fault()
         process = run.actor("BufferActor") if whose == "buffer" else run.process.pid
         resource.prlimit(process, resource.RLIMIT_FSIZE, (1000, 1000))
+        run.release()
         output, errors = run.process.communicate(timeout=TIMEOUT_S)
     assert run.process.returncode == 2, (output, errors)
     assert "is full" in errors and "free some space" in errors and "Traceback" not in errors + output
@@ -310,9 +327,10 @@ def test_a_reward_that_begins_to_fail_stops_the_run_which_goes_on_after_it_is_me
         f"        {good}"
     )
     command = small(model, "run", "run.batches=6", *user_reward(tmp_path, failing))
-    with launched(*command, cwd=tmp_path) as run:
-        run.wait_for_line("batch 2/")
+    with launched(*command, cwd=tmp_path, fault=IN_THE_FOURTH_BATCH) as run:
+        run.wait_for_fault()
         (tmp_path / "broken").touch()
+        run.release()
         _, errors = run.process.communicate(timeout=TIMEOUT_S)
     assert run.process.returncode == 2
     assert "the service is away" in errors and "max_failed_share" in errors and "Traceback" not in errors
@@ -328,7 +346,7 @@ def test_a_damaged_tensor_file_is_rolled_out_again_with_the_same_result(
 ) -> None:
     """Acknowledged, then truncated while nobody looked: a run killed in training has a batch of such files."""
     command = small(model, "run", "run.batches=6")
-    with launched(*command, cwd=tmp_path, fault="learner.update:Updater._optimizer_step:8") as run:
+    with launched(*command, cwd=tmp_path, fault=IN_THE_FOURTH_BATCH) as run:
         run.wait_for_fault()
         run.kill()
     victim = next((tmp_path / "runs" / "run" / "tensors").glob("b00003.01.e*.arrow"))

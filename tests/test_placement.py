@@ -17,7 +17,7 @@ from actors.fleet import NODE_DIED, Fleet, Place, why_it_died
 from actors.placement import beside_the_driver, node_lives, node_of, room_for_ranks
 from conf.schema import LearnerConfig
 from tests.buffer_toy import PLAN, buffer_settings
-from tests.running import wait_for
+from tests.running import TIMEOUT_S, wait_for
 
 
 class Nobody:
@@ -29,12 +29,12 @@ class Loading:
 
     def __init__(self, begun: Path) -> None:
         begun.touch()
-        time.sleep(3600)
+        time.sleep(10**6)
 
 
 class Working:
     def run(self, buffer: ray.actor.ActorHandle) -> None:
-        time.sleep(3600)
+        time.sleep(10**6)
 
 
 Somebody: Any = ray.remote(Nobody)
@@ -56,7 +56,7 @@ def cluster() -> Iterator[Cluster]:
 
 
 def node_ids(*actors: ray.actor.ActorHandle) -> list[str]:
-    return ray.get([node_of(actor) for actor in actors], timeout=60)
+    return ray.get([node_of(actor) for actor in actors], timeout=TIMEOUT_S)
 
 
 def here() -> str:
@@ -95,7 +95,7 @@ def test_an_actor_that_was_still_loading_died_with_its_node(cluster: Cluster, tm
     wait_for("an actor that loads", (tmp_path / "begun").exists)
     cluster.remove_node(doomed, allow_graceful=False)
     with pytest.raises(RayActorError) as death:
-        ray.get(actor.__ray_ready__.remote(), timeout=60)
+        ray.get(actor.__ray_ready__.remote(), timeout=TIMEOUT_S)
     assert why_it_died(death.value) == NODE_DIED
 
 

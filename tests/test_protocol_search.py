@@ -83,7 +83,6 @@ def _refuse_circles(nodes: int, edges_from: array, edges_to: array) -> None:
         raise Violation("a run without faults can go in a circle")
 
 
-@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     ("batches", "faults", "kinds", "k"),
     [

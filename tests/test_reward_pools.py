@@ -1,15 +1,19 @@
 """Pools of rewards in real runs: slow ones hold nobody up, and those that fail, hang or die lose nothing."""
 
+import contextlib
+import itertools
 import json
 import os
+import re
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
+from buffer.journal import ALL_EPOCHS, read_counted
+from evaluation.record import read_record
 from tests.pipelines import tiny_pipeline
 from tests.running import SMALL, TIMEOUT_S, launch, launched, wait_for
 
@@ -32,6 +36,12 @@ class Reward:
         return scores
 """
 BATCHES = 6
+
+
+def scored_orders(journal: Path) -> int:
+    """How many orders the reward has scored."""
+    records = read_counted(journal, before=ALL_EPOCHS)[0] if journal.is_dir() else []
+    return sum(record["kind"] == "scored" and record["reward"] == "mine" for record in records)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +124,7 @@ def test_a_reward_that_hangs_on_one_picture_is_killed_and_the_picture_set_aside(
             cursed.write_text(mine[-1])
         if cursed.read_text() in mine:
             time.sleep(3600)"""
-    more = ["run.batches=1", "evaluation.every=1", "buffer.max_failed_share=0.3", "rewards.mine.timeout_s=3"]
+    more = ["run.batches=1", "evaluation.every=1", "buffer.max_failed_share=0.3", "rewards.mine.timeout_s=10"]
     done = launch(*command(model, tmp_path, body, *more), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     files = [*(tmp_path / "runs" / "run").glob("trajectories/*.parquet")]
@@ -125,23 +135,19 @@ def test_a_reward_that_hangs_on_one_picture_is_killed_and_the_picture_set_aside(
     assert len(found) == 8 + 2 * 4
 
 
-def test_with_its_pool_killed_every_20_seconds_every_trajectory_is_scored_once(model: Path, tmp_path: Path) -> None:
+def test_with_its_pool_killed_again_and_again_every_trajectory_is_scored_once(model: Path, tmp_path: Path) -> None:
+    """Every tenth order that is scored kills all who score, whatever they are at."""
     more = ["run.batches=8", "rewards.mine.count=2", "buffer.max_staleness=1"]
-    with launched(*command(model, tmp_path, "time.sleep(2)", *more), cwd=tmp_path) as run:
-        run.wait_for_line("batch 1/")
-        killed = 0
-        deadline = time.monotonic() + TIMEOUT_S
-        due = time.monotonic()
-        while run.process.poll() is None and time.monotonic() < deadline:
-            if time.monotonic() >= due:
-                for actor in run.actors("RewardActor"):
+    journal = tmp_path / "runs" / "run" / "journal"
+    with launched(*command(model, tmp_path, "time.sleep(0.3)", *more), cwd=tmp_path) as run:
+        for orders in (6, 16, 26):  # of 36: four a batch, and two for each of two evaluations
+            wait_for(f"{orders} scored orders", lambda orders=orders: scored_orders(journal) >= orders, run)
+            for actor in wait_for("an actor of the pool", lambda: run.actors("RewardActor"), run):
+                with contextlib.suppress(ProcessLookupError):  # a last one's, which has ended by now
                     os.kill(actor, signal.SIGKILL)
-                    killed += 1
-                due += 20
-            time.sleep(0.2)
-        _, errors = run.process.communicate(timeout=1)
+        output, errors = run.process.communicate(timeout=TIMEOUT_S)
     assert run.process.returncode == 0, errors
-    assert killed >= 3
+    assert len(re.findall(r"reward-mine-\d\.\d+ died", output)) >= 3
     found = rows(tmp_path)
     assert [row["trajectory_id"] for row in found] == list(range(8 * 8))
     assert not any(row["set_aside"] for row in found)
@@ -156,23 +162,29 @@ def test_samplers_hardly_wait_for_a_reward_as_slow_as_the_rollout(model: Path, t
     done = launch(*command(model, tmp_path, "time.sleep(1)", *more), cwd=tmp_path, delays=delays)
     assert done.returncode == 0, done.stderr
     found = rows(tmp_path)
-    orders = sorted({(row["claimed"], row["rolled_out"]) for row in found if 0 < row["batch"] < BATCHES - 1})
+    times = {(row["claimed"], row["rolled_out"], row["scored"]) for row in found if 0 < row["batch"] < BATCHES - 1}
+    orders = sorted(times)
     assert len(orders) == 4 * (BATCHES - 2)
     span = (orders[-1][1] - orders[0][0]).total_seconds()
-    busy = sum((rolled_out - claimed).total_seconds() for claimed, rolled_out in orders)
+    busy = sum((rolled_out - claimed).total_seconds() for claimed, rolled_out, _ in orders)
     print(f"the sampler waited {1 - busy / span:.1%} of {span:.1f} s")
     assert span > len(orders)  # the delays were there
-    assert 1 - busy / span <= 0.05
+    # Whatever an order takes: the next one is begun before its scores are there.
+    early = sum(claimed < scored for (_, _, scored), (claimed, _, _) in itertools.pairwise(orders))
+    assert early >= 0.95 * (len(orders) - 1)
+    (sitting,) = read_record(tmp_path / "runs" / "run")["sittings"].values()
+    seconds = sitting["seconds"]["sampler-0"]
+    assert seconds.get("waiting for orders: scores of mine", 0.0) <= 0.05 * sum(seconds.values())
 
 
 def test_ctrl_c_while_a_reward_loads_stops_at_once(model: Path, tmp_path: Path) -> None:
     words, loading = command(model, tmp_path, "pass"), tmp_path / "loading"
     with (tmp_path / "my_rewards.py").open("a") as file:
-        file.write(f"    def __init__(self):\n        Path({str(loading)!r}).touch()\n        time.sleep(600)\n")
+        file.write(f"    def __init__(self):\n        Path({str(loading)!r}).touch()\n        time.sleep(10**6)\n")
     with launched(*words, cwd=tmp_path) as run:
         wait_for("a reward that loads", loading.exists, run)
         run.process.send_signal(signal.SIGINT)
-        output, errors = run.process.communicate(timeout=60)
+        output, errors = run.process.communicate(timeout=TIMEOUT_S)  # the reward loads for ever
     assert run.process.returncode == 130 and "stopped at once" in errors, (output, errors)
     assert not (tmp_path / "runs" / "run").exists()
 
@@ -217,5 +229,13 @@ def test_the_advice_names_the_slow_reward_and_what_a_second_actor_gives(model: P
     print(
         f"{before['throughput/now']:.2f}, expected {before['throughput/expected']:.2f}, {after['throughput/now']:.2f}"
     )
-    assert before["throughput/expected"] == pytest.approx(after["throughput/now"], rel=0.15)
-    assert after["throughput/now"] > 1.5 * before["throughput/now"]
+    # Counted in actors of the pool that are busy: what else the machine does makes orders dearer, in both runs.
+    was, expected = (before[f"throughput/{when}"] / one_actor(before, 1) for when in ("now", "expected"))
+    came = after["throughput/now"] / one_actor(after, 2)
+    assert expected == pytest.approx(came, rel=0.15)
+    assert came > 1.5 * was
+
+
+def one_actor(row: dict[str, float], count: int) -> float:
+    """Trajectories a second of one actor of the pool that never waits, by what scoring cost in that run."""
+    return row["capacity/rewards.mine"] / count

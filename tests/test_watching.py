@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from actors.gauges import metric_of
 from monitoring.board import BOARD, Query, Series, ask, panels
 from tests.pipelines import tiny_pipeline
-from tests.running import ROOT, SMALL, Launched, launched, wait_for
+from tests.running import ROOT, SMALL, TIMEOUT_S, Launched, launched, wait_for
 
 Samples = dict[str, list[tuple[dict[str, str], float]]]  # labels and value by metric
 
@@ -140,7 +140,7 @@ def prometheus(discovery: Path, work: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
-        process.wait(timeout=30)
+        process.wait(timeout=TIMEOUT_S)
 
 
 def answered(url: str, expr: str) -> list[Series]:
@@ -157,7 +157,7 @@ def actor_names(address: str) -> set[str]:
     """What Ray's dashboard calls the actors that live."""
     token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token")).read_text().strip()
     request = urllib.request.Request(f"{address}/api/v0/actors", headers={"Authorization": f"Bearer {token}"})
-    with urllib.request.urlopen(request, timeout=30) as answer:
+    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
         actors = json.load(answer)["data"]["result"]["result"]
     return {actor["name"] for actor in actors if actor["state"] == "ALIVE"}
 

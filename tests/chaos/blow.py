@@ -15,6 +15,7 @@ from buffer.journal import file_name
 from buffer.state import Record
 from tests.chaos.ray_cluster import RayCluster
 from tests.chaos.verdict import journal
+from tests.running import TIMEOUT_S
 
 # A role and how its actor's name begins; the driver is no actor.
 ROLES = {
@@ -27,7 +28,6 @@ ROLES = {
 }
 SIGNALS = (signal.SIGKILL, signal.SIGTERM)
 CELLS = list(product(ROLES, SIGNALS))
-RUN_S = 400.0  # of one run, on a machine that is busy with other things, too
 BATCHES = 3
 ORDERS = BATCHES * 4 + 2 * 2  # of the batches, and of the evaluations of the first and the last version
 
@@ -145,7 +145,7 @@ def strike(case: Case, cluster: RayCluster, process: Popen[str], run_dir: Path, 
 
 def _wait_until(condition: Callable[[], bool], process: Popen[str]) -> None:
     """Or until the process has ended, or the time of a run is up."""
-    deadline = time.monotonic() + RUN_S
+    deadline = time.monotonic() + TIMEOUT_S
     while process.poll() is None and time.monotonic() < deadline and not condition():
         time.sleep(0.02)
 

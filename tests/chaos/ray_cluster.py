@@ -14,9 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.running import FAULTS, processes, wait_for_ray_to_end
-
-START_S = 300
+from tests.running import FAULTS, TIMEOUT_S, parent, processes, wait_for_ray_to_end
 
 
 @dataclass
@@ -44,7 +42,7 @@ class RayCluster:
 
     def _workers(self) -> list[int]:
         raylets = set(processes(self.folder))
-        return [pid for pid in processes("ray::") if _parent(pid) in raylets and "Agent" not in _title(pid)]
+        return [pid for pid in processes("ray::") if parent(pid) in raylets and "Agent" not in _title(pid)]
 
     def _name(self, pid: int) -> str:
         """Ray writes it into the first lines of the process's log."""
@@ -59,7 +57,7 @@ def ray_cluster(cpus: int = 4) -> Iterator[RayCluster]:
     """Started by `ray start`, ended by its process id. Raises AssertionError if a process of it stays."""
     folder = Path(tempfile.mkdtemp(prefix="ddpo-"))  # short, because Ray's socket paths must be
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    environment = dict(os.environ, **token, RAY_raylet_start_wait_time_s=str(START_S))
+    environment = dict(os.environ, **token, RAY_raylet_start_wait_time_s=str(int(TIMEOUT_S)))
     port, *others = free_ports(4)
     cluster = RayCluster(f"127.0.0.1:{port}", folder, environment)
     options = {
@@ -107,7 +105,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def _wait_until_it_listens(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + START_S
+    deadline = time.monotonic() + TIMEOUT_S
     while True:
         assert process.poll() is None and time.monotonic() < deadline, log.read_text()
         if "Ray runtime started" in log.read_text():
@@ -121,10 +119,3 @@ def _title(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_text().strip("\0 ")
     except (FileNotFoundError, ProcessLookupError):
         return ""
-
-
-def _parent(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
-    except (FileNotFoundError, ProcessLookupError):
-        return 0

@@ -16,7 +16,7 @@ boot() {  # a host lives as long as the first process of its namespaces, which i
   ip netns exec "ddpo-h$1" setsid unshare --pid --fork --kill-child --mount-proc --uts "$0" init "$1" \
     </dev/null >"$dir/boot$1.log" 2>&1 &
   echo $! >"$dir/host$1.pid"
-  for _ in $(seq 100); do
+  for _ in $(seq 6000); do
     if bash -c "exec 3<>/dev/tcp/$net.$1/22" 2>/dev/null; then return; fi
     sleep 0.1
   done
@@ -41,7 +41,7 @@ init() {  # inside the namespaces
 
 power_off() {  # the end of its first process, and the kernel ends what else ran in its namespaces
   if [ -f "$dir/host$1.pid" ]; then kill -KILL "$(cat "$dir/host$1.pid")" 2>/dev/null || true; fi
-  for _ in $(seq 300); do if [ -z "$(ip netns pids "ddpo-h$1" 2>/dev/null)" ]; then return; fi; sleep 0.1; done
+  for _ in $(seq 6000); do if [ -z "$(ip netns pids "ddpo-h$1" 2>/dev/null)" ]; then return; fi; sleep 0.1; done
   echo "host $1 does not end: $(ip netns pids "ddpo-h$1")" >&2; exit 1
 }
 

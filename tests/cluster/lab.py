@@ -13,13 +13,12 @@ from typing import Any
 
 import yaml
 
-from tests.running import ROOT
+from tests.running import ROOT, TIMEOUT_S
 
 HOSTS_SH = ROOT / "tests" / "cluster" / "hosts.sh"
 DIRECTORY = Path("/run/ddpo-hosts")  # short, for Ray's sockets, and not in /tmp, of which each host has its own
 VENV = Path(sys.prefix)
 HEAD = 1
-JOIN_S = 120.0
 
 
 def needs() -> str | None:
@@ -83,11 +82,11 @@ class Lab:
     def ray(self, *words: str) -> None:
         """`ray up` and the like, as a user does from the checkout."""
         command = [str(VENV / "bin" / "ray"), words[0], "-y", *words[1:], str(self.file)]
-        done = subprocess.run(command, cwd=ROOT, env=_environment(), text=True, capture_output=True, timeout=400)
+        done = subprocess.run(command, cwd=ROOT, env=_environment(), text=True, capture_output=True, timeout=TIMEOUT_S)
         assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
 
     def ssh(self, host: int, command: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(self.ssh_command(host, command), text=True, capture_output=True, timeout=300)
+        return subprocess.run(self.ssh_command(host, command), text=True, capture_output=True, timeout=TIMEOUT_S)
 
     def ssh_command(self, host: int, command: str) -> list[str]:
         options = ["-q", "-i", str(DIRECTORY / "key"), "-o", "StrictHostKeyChecking=no"]
@@ -97,12 +96,14 @@ class Lab:
     def put(self, host: int, path: str, text: str) -> None:
         """Writes a file on a host's own disk."""
         command = self.ssh_command(host, f"mkdir -p $(dirname {path}) && cat > {path}")
-        subprocess.run(command, input=text, text=True, check=True, timeout=60)
+        subprocess.run(command, input=text, text=True, check=True, timeout=TIMEOUT_S)
 
     def fetch(self, host: int, path: str, to: Path) -> None:
         """Copies a folder from a host's own disk."""
         to.mkdir(parents=True)
-        tar = subprocess.run(self.ssh_command(host, f"tar c -C {path} ."), check=True, capture_output=True, timeout=60)
+        tar = subprocess.run(
+            self.ssh_command(host, f"tar c -C {path} ."), check=True, capture_output=True, timeout=TIMEOUT_S
+        )
         subprocess.run(["tar", "x", "-C", str(to)], input=tar.stdout, check=True)
 
     def join(self, host: int) -> None:
@@ -115,12 +116,12 @@ class Lab:
             made = self.ssh(host, f"mkdir -p $(dirname {target})")
             assert made.returncode == 0, made.stderr
             place = f"root@{address(host)}:{target.removeprefix('~/')}"
-            subprocess.run([*rsync, f"{path}/" if path.is_dir() else str(path), place], check=True, timeout=60)
+            subprocess.run([*rsync, f"{path}/" if path.is_dir() else str(path), place], check=True, timeout=TIMEOUT_S)
         setup = self.ssh(host, "; ".join(file["setup_commands"]))
         assert setup.returncode == 0, setup.stdout + setup.stderr
         start = f"export RAY_HEAD_IP={address(HEAD)}; {'; '.join(file['worker_start_ray_commands'])}"
         # The autoscaler may find the host at the same moment, and each begins with stopping what the other has started.
-        wait_until(lambda: host in self.alive() or self.ssh(host, start).returncode == 0, f"Ray on host {host}", JOIN_S)
+        wait_until(lambda: host in self.alive() or self.ssh(host, start).returncode == 0, f"Ray on host {host}")
 
     def alive(self) -> set[int]:
         """The hosts that the cluster has, by the head's word."""
@@ -130,11 +131,11 @@ class Lab:
         return {int(word.rpartition(".")[2]) for word in done.stdout.split()}
 
 
-def wait_until(condition: Callable[[], bool], what: str, seconds: float) -> float:
+def wait_until(condition: Callable[[], bool], what: str) -> float:
     """How long it took, in seconds."""
     start = time.monotonic()
     while not condition():
-        assert time.monotonic() - start < seconds, f"not within {seconds:.0f} s: {what}"
+        assert time.monotonic() - start < TIMEOUT_S, f"not within {TIMEOUT_S:.0f} s: {what}"
         time.sleep(1)
     return time.monotonic() - start
 

@@ -2,8 +2,9 @@
 where it is on PYTHONPATH.
 
     FAULT=module:function:n     the n-th call of that function, in whichever actor makes it, writes the file named by
-                                FAULT_MARK and then waits for ever, so that the test can kill what it wants to kill.
-                                Only the first to get there stops: whoever takes its place goes on.
+                                FAULT_MARK and then waits, so that the test can kill what it wants to kill, or do
+                                what it wants to do meanwhile: with FAULT_MARK.released it goes on. Only the first to
+                                get there stops: whoever takes its place goes on.
     FAULT=@file                 the same from a file, for actors of a cluster that outlives the test's run
     DELAYS=module:function:s,...    every call of these functions first waits s seconds
     DELAYS=module:function:s:n,...  only the n-th does, in each process
@@ -20,7 +21,6 @@ import functools
 import importlib.abc
 import importlib.machinery
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ from types import ModuleType
 
 
 def stop_at(call: int) -> Callable[[], None]:
-    """Its `call`-th call, counted from 1, never returns."""
+    """Its `call`-th call, counted from 1, waits to be released."""
     calls = 0
 
     def before() -> None:
@@ -41,8 +41,8 @@ def stop_at(call: int) -> Callable[[], None]:
             partial.write_text(str(os.getpid()))
             with contextlib.suppress(FileExistsError):
                 mark.hardlink_to(partial)
-                while True:
-                    signal.pause()
+                while not mark.with_name(f"{mark.name}.released").exists():
+                    time.sleep(0.05)
 
     return before
 
