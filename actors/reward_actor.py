@@ -93,7 +93,8 @@ class RewardActor:
         buffer: ray.actor.ActorHandle,
     ) -> tuple[pa.Table, dict[int, str]]:
         """Picture by picture, each announced first: if one kills this process, the buffer knows which."""
-        tables, reasons = [], {}
+        tables: list[pa.Table] = []
+        reasons: dict[int, str] = {}
         for row in wanted:
             call(buffer.trying_alone, self.name, int(ids[row]))
             scores, failed = score_rows(reward, images, prompts, [row], self.config.batch_size)

@@ -117,7 +117,7 @@ def _numbers(raw: Any) -> np.ndarray:
     if isinstance(raw, list | tuple) and all(isinstance(score, torch.Tensor) for score in raw):
         raw = [score.tolist() for score in raw]
     if isinstance(raw, np.ma.MaskedArray):
-        raw = raw.astype(np.float64).filled(np.nan)  # what is masked is no score
+        raw = np.ma.filled(raw.astype(np.float64), np.nan)  # what is masked is no score
     return np.asarray(raw)
 
 

@@ -45,4 +45,4 @@ class CaptionRecall:
 
     def check_trial(self, prompts: Sequence[str], scores: Scores) -> None:
         """See `try_out`."""
-        self.captioner.check_it_speaks(scores.columns["caption"])
+        self.captioner.check_it_speaks(list(scores.columns["caption"]))

@@ -49,7 +49,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         [],
         ["run.batches=41"],
         ["samplers.count=7", "samplers.num_cpus=2", "learner.num_gpus=0"],
-        ["rewards.dark.count=2", "rewards.dark.timeout_s=9"],
+        ["rewards.dark.count=2", "rewards.dark.timeout_s=9", "rewards.dark.num_cpus=4"],
         ["buffer.keep_batches=9", "buffer.max_failed_share=0.5", "buffer.claim_timeout_s=5", "checkpoints.keep=1"],
         ["ray.dashboard=false", "ray.address=auto"],
         ["learner.microbatch=1", "learner.gradient_checkpointing=true"],  # what out of memory advises
@@ -75,6 +75,7 @@ def test_what_may_change(run_dir: Path, words: list[str]) -> None:
         (["rewards.dark.args.m=2"], "rewards.dark.args.m: absent -> 2"),
         (["rewards.dark.weight=2"], "rewards.dark.weight: 1.0 -> 2.0"),
         (["rewards.dark.batch_size=2"], "rewards.dark.batch_size: 16 -> 2"),
+        (["rewards.dark.threads=2"], "rewards.dark.threads: 1 -> 2"),
         (["rewards.bright.path=my:Bright"], "rewards.bright: absent -> my:Bright"),
         (["evaluation.count=64"], "evaluation.count: 128 -> 64"),
         (["prompts.list=[a cat,a fox]"], "prompt 2: 'a dog' -> 'a fox'"),

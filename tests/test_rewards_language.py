@@ -240,8 +240,13 @@ def test_braces_in_prompts_and_questions_are_what_they_are(llava: Path) -> None:
         pattern="(?P<a>.*?)(?P<b> x)?",
         max_new_tokens=2,
     )
-    prompt = reward.model._prompt
-    reward.model._prompt = lambda question: asked.append(question) or prompt(question)
+
+    class Listening(VisionLanguageModel):
+        def _prompt(self, question: str) -> str:
+            asked.append(question)
+            return super()._prompt(question)
+
+    reward.model = Listening(str(llava), max_new_tokens=2)
     reward(pictures()[:2], ["{b}", "cats {"])
     assert asked == ["{b} {} { } {0} {{b}} {a:>9} ?", "cats { {} { } {0} {cats {} {a:>9} ?"]
 
@@ -254,16 +259,15 @@ def test_a_caption_is_compared_with_whatever_the_prompt_is(llava: Path, text: Pa
     try_out(reward, [prompt], (1, 1))
 
 
-def test_nothing_compared_with_nothing_is_a_number(text: Path) -> None:
-    score = BertScore(str(text))
-    assert np.isfinite(score.recall(["", "", "a cat", " \n"], ["", "a cat", "", ""])).all()
+def test_an_empty_text_says_nothing_of_a_reference(text: Path) -> None:
+    assert BertScore(str(text)).recall(["", " \n", "a cat"], ["a cat"] * 3).tolist() == pytest.approx([0, 0, 1])
 
 
 def test_a_text_model_with_a_sentencepiece_file_alone_is_loaded(tmp_path: Path) -> None:
     """As microsoft/deberta-v3-large comes."""
     prefix = tmp_path / "spm"
     SentencePieceTrainer.train(
-        sentence_iterator=iter(SENTENCES), model_prefix=str(prefix), vocab_size=40, minloglevel=2,
+        sentence_iterator=iter(SENTENCES), model_prefix=str(prefix), vocab_size=30, minloglevel=2,
         unk_id=3, pad_id=0, bos_id=1, eos_id=2, pad_piece="[PAD]", bos_piece="[CLS]", eos_piece="[SEP]",
         unk_piece="[UNK]",
     )  # fmt: skip
