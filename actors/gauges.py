@@ -8,7 +8,7 @@ docs/watching.md has the list. Ray puts `ray_` before the names and labels of it
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ray.util.metrics import Counter, Gauge
 
@@ -67,7 +67,6 @@ class Gauges:
 
     def _show_workers(self, news: News, fleet: Fleet) -> None:
         workers: dict[tuple[str, str], int] = defaultdict(int)
-        restarts: dict[str, int] = defaultdict(int)
         for place in fleet.places:
             role = role_of(place.name)
             for state in ("working", "starting", "dead"):
@@ -75,11 +74,9 @@ class Gauges:
             workers[
                 role, "dead" if not place.actors else "working" if place.worker in news.seconds else "starting"
             ] += 1
-        for name, count in fleet.restarts.items():  # also of places that are no more: a count does not fall
-            restarts[role_of(name)] += count
         for (role, state), count in workers.items():
             self._set("workers", "Workers by role and state.", count, role=role, state=state)
-        for role, count in restarts.items():
+        for role, count in restarts_by_role(fleet.restarts).items():
             self._set("restarts", "Workers started in the place of dead ones, since this start.", count, role=role)
 
     def _show_time(self, news: News) -> None:
@@ -103,6 +100,14 @@ class Gauges:
         if name not in self.gauges:
             self.gauges[name] = Gauge(f"ddpo_{name}", description, ("run", *tags))
         self.gauges[name].set(value, {"run": self.run, **tags})
+
+
+def restarts_by_role(restarts: Mapping[str, int]) -> dict[str, int]:
+    """From those by place ("sampler-0"), of places that are no more as well: a count does not fall."""
+    roles: dict[str, int] = defaultdict(int)
+    for place, count in restarts.items():
+        roles[role_of(place)] += count
+    return dict(roles)
 
 
 def metric_of(key: str) -> tuple[str, dict[str, str]]:

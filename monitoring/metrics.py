@@ -31,7 +31,8 @@ class MetricsLog:
         temporary.replace(self.path)
         self.batches = {row["batch"] for row in self.rows if "batch" in row}
         self.versions = {row["version"] for row in self.rows if "version" in row}
-        self.earlier_batches, self.earlier_versions = len(self.batches), frozenset(self.versions)  # of earlier starts
+        self.earlier_batches = len(self.batches)  # rows of earlier starts
+        self.earlier_versions = frozenset(int(version) for version in self.versions)
         self.last = 0.0  # when the last row of this start was written
         self.writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=trained)
         for row in self.rows:  # the purge knows one step for all curves, and an evaluation of the newest version stays

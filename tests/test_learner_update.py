@@ -318,11 +318,12 @@ def test_no_graph_outlives_its_microbatch(decoupled: bool) -> None:
         values = log_prob(*arguments)
         if values.grad_fn is not None:
             node = Node()
-            values.grad_fn.metadata["lives as long as the graph's node"] = node
+            graph: Any = values.grad_fn
+            graph.metadata["lives as long as the graph's node"] = node
             nodes.append(weakref.ref(node))
         return values
 
-    policy.log_prob = watched  # type: ignore[method-assign]
+    policy.log_prob = watched  # type: ignore[method-assign, assignment]
     updater = Updater(policy, config(microbatch=4, optimizer_steps=2), seed=0, decoupled=decoupled)
     updater.train(batch, normal(20))
     assert len(nodes) == 16 and max(alive) == 0

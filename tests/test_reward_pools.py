@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,10 @@ class Reward:
 BATCHES = 6
 
 
-def scored_orders(journal: Path) -> int:
-    """How many orders the reward has scored."""
+def has_scored(orders: int, journal: Path) -> bool:
+    """Whether the reward has scored so many."""
     records = read_counted(journal, before=ALL_EPOCHS)[0] if journal.is_dir() else []
-    return sum(record["kind"] == "scored" and record["reward"] == "mine" for record in records)
+    return sum(record["kind"] == "scored" and record["reward"] == "mine" for record in records) >= orders
 
 
 @pytest.fixture(scope="module")
@@ -141,13 +142,16 @@ def test_with_its_pool_killed_again_and_again_every_trajectory_is_scored_once(mo
     journal = tmp_path / "runs" / "run" / "journal"
     with launched(*command(model, tmp_path, "time.sleep(0.3)", *more), cwd=tmp_path) as run:
         for orders in (6, 16, 26):  # of 36: four a batch, and two for each of two evaluations
-            wait_for(f"{orders} scored orders", lambda orders=orders: scored_orders(journal) >= orders, run)
+            wait_for(f"{orders} scored orders", partial(has_scored, orders, journal), run)
             for actor in wait_for("an actor of the pool", lambda: run.actors("RewardActor"), run):
                 with contextlib.suppress(ProcessLookupError):  # a last one's, which has ended by now
                     os.kill(actor, signal.SIGKILL)
         output, errors = run.process.communicate(timeout=TIMEOUT_S)
     assert run.process.returncode == 0, errors
     assert len(re.findall(r"reward-mine-\d\.\d+ died", output)) >= 3
+    (sitting,) = read_record(tmp_path / "runs" / "run")["sittings"].values()
+    scoring = sum(sitting["seconds"][f"reward-mine-{place}"].get("scoring", 0.0) for place in (0, 1))
+    assert scoring > 0.3 * 20  # of 36 orders; who was there last has scored ten, and a killed one's last are not heard
     found = rows(tmp_path)
     assert [row["trajectory_id"] for row in found] == list(range(8 * 8))
     assert not any(row["set_aside"] for row in found)

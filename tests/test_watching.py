@@ -18,7 +18,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from actors.gauges import metric_of
+from actors.gauges import metric_of, restarts_by_role
 from monitoring.board import BOARD, Query, Series, ask, panels
 from tests.pipelines import tiny_pipeline
 from tests.running import ROOT, SMALL, TIMEOUT_S, Launched, launched, wait_for
@@ -192,6 +192,11 @@ def test_every_query_of_the_board_has_data_in_a_real_prometheus(command: list[st
     assert names == {"buffer", "reward-compressibility-0.0", "learner-0.0", "sampler-0.1"}
     assert len(set(rewards.values)) >= 3 and set(rewards.values) <= set(written)
     assert list(trained.values) == sorted(trained.values) and trained.values[-1] <= len(written)
+
+
+def test_restarts_of_a_place_that_is_no_more_still_count() -> None:
+    by_place = {"sampler-0": 1, "sampler-12": 2, "reward-my-own-0": 0, "learner-0": 3}
+    assert restarts_by_role(by_place) == {"samplers": 3, "rewards.my-own": 0, "learner": 3}
 
 
 def test_keys_become_names_and_tags() -> None:
