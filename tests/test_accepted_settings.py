@@ -51,4 +51,4 @@ def test_what_is_accepted_makes_a_table_and_an_update(choice: tuple[str, ...], m
     trained = learner.train(batch)
     assert trained.metrics["non_finite_steps"] == 0 and learner.version.number == 1
     learner.save(tmp_path / "point")
-    learner.restore(tmp_path / "point")
+    learner.restore(tmp_path / "point", learner.version)
