@@ -128,6 +128,7 @@ class Driver:
         if problem:
             raise UserError(problem)
 
+    @_stops_without_a_buffer()
     def start(self) -> None:
         """Starts the buffer and the workers. Raises UserError when the run folder's journal is no good."""
         self.buffer = _remote(BufferActor, "buffer", max_restarts=-1, where=beside_the_driver()).remote(

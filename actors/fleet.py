@@ -24,9 +24,7 @@ SILENCE_S = 30.0  # after its connection broke, and a worker is given up; the cl
 NODE_DIED = "The actor died because its node has died"  # in Ray's words, also of an actor that never ran there
 NEVER_RAN = "The actor never ran"
 MOST_FAILED_STARTS = 5  # in a row, of one place, without once asking for work: no restart mends that
-MOST_FRUITLESS = (
-    5  # workers in a row, of every place of a role, that a device or memory failed before they made anything
-)
+MOST_FRUITLESS = 5  # workers in a row at every place of a role, ended by device or memory before they made anything
 DELIVERIES = ("handing in", "saving")  # occupations of a worker that has made something
 
 
@@ -110,10 +108,12 @@ class Fleet:
         or all places of a role before they have done any.
         """
         for place in self.places:
+            if any(occupation in heard.get(place.worker, ()) for occupation in DELIVERIES):
+                place.fruitless = 0
             if place.worker in overdue:
                 self._kill(place)
             if place.actors and (death := self._death(place)):
-                self._bury(place, death, heard.get(place.worker))
+                self._bury(place, death, place.worker in heard)
             elif place.created is not None and place.actors:
                 self._look_for_room(place)
             if not place.actors and time.monotonic() >= place.restart_at:
@@ -183,17 +183,15 @@ class Fleet:
                     return True
         return False
 
-    def _bury(self, place: Place, death: "Death", spent: Mapping[str, float] | None) -> None:
-        """spent: what the worker did with its time, None if it never asked for work."""
+    def _bury(self, place: Place, death: "Death", started: bool) -> None:
         self._kill(place)
         lost = death.cause == NODE_DIED or self._lost_hosts(place)
         cause = "with its host" if lost else death.cause
         call(self.buffer.worker_died, place.worker, lost or death.blameless)
         healthy = time.monotonic() - place.started_at >= HEALTHY_S
         place.short_lives = 1 if healthy else place.short_lives + 1
-        place.failed_starts = 0 if spent is not None or lost else place.failed_starts + 1
-        delivered = any(occupation in (spent or {}) for occupation in DELIVERIES)
-        place.fruitless = 0 if delivered else place.fruitless + (death.blameless and not lost)
+        place.failed_starts = 0 if started or lost else place.failed_starts + 1
+        place.fruitless += death.blameless and not lost
         self.notes.append(f"{place.worker} died ({cause}); another takes its place in {place.delay_s:.0f} s")
         if all(other.fruitless >= MOST_FRUITLESS for other in self.places if other.role == place.role):
             raise UserError(

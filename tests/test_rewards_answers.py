@@ -128,7 +128,6 @@ class Word(enum.StrEnum):
         ([["a", None], []], [["a", None], []]),
         (["", "\x00\n"], ["", "\x00\n"]),
     ],
-    ids=repr,
 )
 def test_cells_are_stored_as_plain_text_numbers_and_truth_values(cells: Any, stored: list) -> None:
     found = answers(with_column(cells))(TWO, ["a", "b"]).columns["x"]
@@ -168,7 +167,6 @@ def test_cells_are_stored_as_plain_text_numbers_and_truth_values(cells: Any, sto
         np.array(3),
         (cell for cell in "ab"),
     ],
-    ids=lambda cells: f"{cells!r:.40}",
 )
 def test_cells_that_arrow_cannot_take_are_refused_in_a_sentence(cells: Any) -> None:
     with pytest.raises(BadAnswer, match=r"Reward mine .* column 'x'") as caught:
