@@ -203,7 +203,7 @@ def test_the_recovery_point_is_a_lora_that_diffusers_loads(config: Config, tmp_p
     learner = Learner(load(config), config)
     learner.train(make_batch(learner.policy, 0))
     learner.save(tmp_path / "v1")
-    state = lora.load(tmp_path / "v1", config.model.lora)
+    state = lora.read_own(tmp_path / "v1")
     assert lora.digest(state) == learner.version.digest
     assert all(torch.equal(state[name], tensor) for name, tensor in learner.policy.lora_state().items())
 
