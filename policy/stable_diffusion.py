@@ -5,6 +5,7 @@ latents, and say which Gaussian a step is. See docs/policy.md for how to add one
 """
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from policy.gaussian import Schedule, ddim_schedule
 from policy.source import check_model, read_part
 from policy.tokens import Tokens
 
+logger = logging.getLogger(__name__)
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")  # of diffusers' DDIMScheduler
 
 
@@ -90,6 +92,8 @@ class StableDiffusion:
     @torch.no_grad()
     def encode(self, prompt: str) -> Tensor:
         """What the network is told of `prompt`: the text encoder's last hidden state [L, D], in the network's dtype."""
+        if (needed := self.tokens.count(prompt)) > self.tokens.length:
+            logger.warning("a prompt of %d tokens is cut off after %d: %s", needed, self.tokens.length, prompt)
         tokens = self.tokens.encode(prompt).to(self.text_encoder.device)
         mask = tokens.attention_mask if getattr(self.text_encoder.config, "use_attention_mask", False) else None
         return self.text_encoder(tokens.input_ids, attention_mask=mask)[0][0]

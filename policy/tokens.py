@@ -49,6 +49,14 @@ class Tokens:
         converted: str = TextualInversionLoaderMixin().maybe_convert_prompt(prompt, self.tokenizer)
         return converted
 
+    def count(self, prompt: str) -> int:
+        """How many tokens a prompt has before it is padded or cut."""
+        return len(self._ids(prompt))
+
+    def _ids(self, prompt: str) -> list[int]:
+        ids: list[int] = self.tokenizer(self.expanded(prompt), verbose=False).input_ids
+        return ids
+
     def encode(self, prompt: str) -> Any:
         """transformers' BatchEncoding of one prompt, padded or cut to the length: input_ids int64 [1, length]."""
         return self.tokenizer(
@@ -63,7 +71,7 @@ class Tokens:
         seen: dict[tuple[int, ...], int] = {}
         cut: dict[int, int] = {}  # tokens of the prompts that have too many, by index
         for index, prompt in enumerate(prompts):
-            ids = self.tokenizer(self.expanded(prompt), verbose=False).input_ids
+            ids = self._ids(prompt)
             if len(ids) > self.length:
                 cut[index] = len(ids)
             if max(ids) >= self.vocabulary:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import operator
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -73,6 +72,10 @@ def drawn(folder: Path, load: Callable[[StableDiffusionPipeline], None]) -> np.n
             for prompt, seed in zip(PROMPTS, SEEDS, strict=True)
         ]
     )
+
+
+def lora_at(path: Path) -> Callable[[StableDiffusionPipeline], None]:
+    return lambda pipe: pipe.load_lora_weights(path)
 
 
 def weights(folder: Path, rank: int = 4, targets: list[str] = ATTENTION, seed: int = 0) -> dict[str, Tensor]:
@@ -399,11 +402,12 @@ def test_what_is_handed_out_has_its_scale_in_its_weights(folder: Path, tmp_path:
     config = LoraConfig(**settings(rank=4, alpha=8.0))
     lora.save(state, tmp_path / "own", config)
     lora.export(state, tmp_path / "out", config)
-    own = drawn(folder, lambda pipe: pipe.load_lora_weights(tmp_path / "own"))
+    own = drawn(folder, lora_at(tmp_path / "own"))
     tensors = load_file(tmp_path / "out" / lora.WEIGHT_NAME)
     save_file(tensors, tmp_path / "bare.safetensors")  # as a program that reads no metadata sees it
     for path in (tmp_path / "out", tmp_path / "bare.safetensors"):
-        assert np.abs(drawn(folder, operator.methodcaller("load_lora_weights", path)) - own).mean() < 0.01
+        made = drawn(folder, lora_at(path))
+        assert np.abs(made - own).mean() < 0.01
     again = started(folder, tmp_path / "out", rank=4, alpha=8.0).lora_state()
     assert all(torch.equal(again[name], value) for name, value in state.items())  # 8/4 is a power of two: every bit
     odd = LoraConfig(**settings(rank=4, alpha=7.3))
