@@ -15,23 +15,15 @@ from actors.placement import beside_the_driver
 from common.blame import describe
 from conf.errors import UserError
 
-LONGEST_SOCKET = 107  # bytes of a Unix socket's path, in Linux
-SOCKET = "session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"  # Ray's, below its folder
 LOOK_S = 20.0  # between two looks at what Ray has written
 PATIENCE_S = 600.0  # for a first worker, where Ray says nothing
 TROUBLE = re.compile(r"Error\b|No such file|not found|[Pp]ermission denied|cannot ")
 
 
 def check_temp_dir(temp_dir: str | None) -> None:
-    """Raises UserError if Ray cannot have its folder there (None: where Ray itself would)."""
+    """Raises UserError if Ray could not write to its folder (None: where it lies by itself)."""
     folder = Path(temp_dir or get_default_ray_temp_dir()).absolute()
     name = "ray.temp_dir" if temp_dir else "the folder of Ray's files (by RAY_TMPDIR or TMPDIR, else below /tmp)"
-    excess = len(os.fsencode(folder / SOCKET)) - LONGEST_SOCKET
-    if excess > 0:
-        raise UserError(
-            f"{name} is {folder}, by {excess} bytes too long for the sockets that Ray makes in it: give a shorter "
-            "ray.temp_dir, such as /tmp/ray"
-        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         trial = folder / f".trial-{os.getpid()}"
