@@ -1,6 +1,7 @@
 """The main job end to end, as a user runs it: `launch.py` in a process of its own, Ray and all, on small models."""
 
 import json
+import os
 import re
 import resource
 import shutil
@@ -203,6 +204,19 @@ def test_ctrl_c_stops_with_a_recovery_point_and_the_same_command_goes_on(
     done = launch(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert_same_run(undisturbed, tmp_path / "runs" / "run")
+
+
+def test_ctrl_c_is_not_forgotten_when_the_buffer_restarts(model: Path, tmp_path: Path) -> None:
+    """It dies after it was told to hand out nothing new. Forgotten, the run would go on for a thousand batches."""
+    command = small(model, "run", "run.batches=1000", "evaluation.every=1000")
+    with launched(*command, cwd=tmp_path, delays="learner.update:Updater._optimizer_step:2") as run:
+        run.wait_for_line("batch 1/")
+        run.process.send_signal(signal.SIGINT)
+        run.wait_for_line("Ctrl-C: the batch in training")
+        os.kill(run.actor("BufferActor"), signal.SIGKILL)
+        output, errors = run.process.communicate(timeout=TIMEOUT_S)
+    assert run.process.returncode == 0, (output, errors)
+    assert "stopped after" in output and "Traceback" not in output + errors
 
 
 @pytest.mark.parametrize("whose", ["buffer", "driver"])

@@ -12,6 +12,7 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.exceptions import RayActorError
 
+from actors import calls
 from actors.buffer_actor import BufferActor
 from actors.fleet import NODE_DIED, Fleet, Place, why_it_died
 from actors.placement import beside_the_driver, node_lives, node_of, room_for_ranks
@@ -97,6 +98,17 @@ def test_an_actor_that_was_still_loading_died_with_its_node(cluster: Cluster, tm
     with pytest.raises(RayActorError) as death:
         ray.get(actor.__ray_ready__.remote(), timeout=TIMEOUT_S)
     assert why_it_died(death.value) == NODE_DIED
+
+
+def test_a_call_of_an_actor_that_hangs_ends(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lives and does not answer, as a buffer whose disk hangs."""
+    monkeypatch.setattr(calls, "PATIENCE_S", 1.0)
+    start: Any = ray.remote(num_cpus=0)
+    actor = start(Working).remote()
+    ray.get(actor.__ray_ready__.remote(), timeout=TIMEOUT_S)
+    with pytest.raises(calls.BufferSilent, match="has not answered for 1 s"):
+        calls.call(actor.run, None)
+    ray.kill(actor)
 
 
 def test_who_is_killed_for_memory_is_replaced_like_any_other_dead(
