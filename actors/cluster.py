@@ -45,6 +45,9 @@ def cluster(config: Config) -> Iterator[dict[str, float]]:
             "include_dashboard": config.ray.dashboard,
             "_temp_dir": config.ray.temp_dir,
             "runtime_env": {"env_vars": env_vars, **own_python()},
+            # Ray would not return before a first worker is there, though none may ever be; and that one had other
+            # variables than ours, and would do nothing.
+            "_system_config": {"prestart_worker_first_driver": False},
         }
     else:
         if address.startswith("ray://"):

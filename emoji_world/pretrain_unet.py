@@ -135,7 +135,8 @@ def save_pipeline(
     save_file(tensors, path, metadata={"format": "pt"})
     # transformers 5 would load it in half precision because of this, beside a UNet that diffusers loads in float32.
     config = out / "text_encoder" / "config.json"
-    config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
+    text = config.read_text(encoding="utf-8")
+    config.write_text(text.replace('"dtype": "float16"', '"dtype": "float32"'), encoding="utf-8")
 
 
 def train(steps: int, batch: int, lr: float, seed: int, folder: Path, out: Path) -> None:
