@@ -56,7 +56,11 @@ def wait_for_a_worker(session_dir: str) -> None:
     try:
         ray.get(first)
     except RayTaskError as error:
-        raise UserError(f"a worker process cannot use this checkout: {describe(error.cause)}") from error
+        reason = str(error.cause).strip().splitlines()[-1]  # after all that Ray says of it
+        raise UserError(
+            f"Ray's worker processes cannot import actors/ ({reason}); a file of that name in {Path.cwd()} would be in "
+            "its place: rename it, or start from another folder"
+        ) from error
     except RayError as error:
         raise UserError(f"Ray's worker processes do not start here: {describe(error)}") from error
 
