@@ -172,6 +172,7 @@ def measure(count: int, seconds: float, folder: Path) -> Measured:
         "keep_batches": KEEP_BATCHES,
         "keep_checkpoints": 2,
         "claim_timeout_s": 600.0,
+        "train_timeout_s": 600.0,
         "lease_timeouts": {"flat": 600.0},
         "max_failed_share": 0.1,
         "evaluate_versions": (),

@@ -253,6 +253,7 @@ def test_a_call_that_waits_is_told_how_long_it_waited_for_whom(tmp_path: Path) -
         "keep_batches": 1,
         "keep_checkpoints": 0,
         "claim_timeout_s": 10.0,
+        "train_timeout_s": 100.0,
         "lease_timeouts": {"size": 10.0},
         "max_failed_share": 0.25,
         "evaluate_versions": (),
