@@ -43,7 +43,12 @@ def is_the_workers(error: BaseException | None) -> bool:
     return False
 
 
-def describe(error: BaseException) -> str:
-    """An exception in one line."""
-    text = " ".join(str(error).split())
+def describe(error: BaseException, longest: int = 10**6) -> str:
+    """An exception in one line, its message in at most `longest` characters."""
+    text = shortened(" ".join(str(error).split()), longest)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def shortened(text: str, length: int) -> str:
+    """The text, or its beginning and an ellipsis, `length` characters in all."""
+    return text if len(text) <= length else f"{text[: length - 1]}…"

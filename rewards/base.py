@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from common import blame
 from common.blame import is_the_workers
 from conf.errors import UserError
 from rewards.columns import cells_of, check_name, in_words, unified
@@ -240,12 +241,4 @@ def _concatenated(pieces: Sequence[Scores]) -> Scores:
 
 def describe(error: BaseException) -> str:
     """An exception in one line."""
-    if isinstance(error, BadAnswer):
-        return str(error)
-    text = shortened(" ".join(str(error).split()), LONGEST_MESSAGE)
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def shortened(text: str, length: int) -> str:
-    """The text, or its beginning and an ellipsis, `length` characters in all."""
-    return text if len(text) <= length else f"{text[: length - 1]}…"
+    return str(error) if isinstance(error, BadAnswer) else blame.describe(error, LONGEST_MESSAGE)

@@ -8,9 +8,9 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
-from common.blame import is_the_workers
+from common.blame import is_the_workers, shortened
 from conf.errors import UserError
-from rewards.base import NamedReward, describe, shortened
+from rewards.base import NamedReward, describe
 
 # By import path, too: who wants one reward does not wait for the libraries of all.
 BUILT_IN = {

@@ -11,8 +11,9 @@ from typing import Any
 import inflect
 import numpy as np
 
+from common.blame import shortened
 from conf.errors import UserError
-from rewards.base import Scores, shortened
+from rewards.base import Scores
 from rewards.vision_language import VisionLanguageModel
 
 COUNTING = (
