@@ -1,23 +1,25 @@
-"""The buffer as an actor: it forwards to `TrajectoryBuffer`, lets callers wait for what is not there yet, and carries
-the references of published weights, which the driver owns."""
+"""The buffer as an actor: it forwards to `TrajectoryBuffer`, and lets callers wait for what is not there yet.
+
+Versions are published with a reference to their weights, which the driver owns."""
 
 import asyncio
 import contextlib
 import ctypes
+import dataclasses
 import signal
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 import ray
 
 from buffer.buffer import TrajectoryBuffer
+from buffer.combination import Combination
 from buffer.errors import RunStopped
-from buffer.messages import Claim, Lease, TakenBatch
+from buffer.messages import Claim, Lease, News, TakenBatch
 from buffer.orders import Plan, Version
 from buffer.rules import Rules
 from buffer.state import State
@@ -28,29 +30,12 @@ SIG_DFL = None  # as C has it: a null pointer
 Seconds = dict[str, float]
 
 
-@dataclass(frozen=True)
-class News:
-    """What the driver hears at each poll."""
-
-    epoch: int  # another one than before: the buffer was restarted and needs the weights again
-    stop: str | None  # why the run must stop, a sentence
-    finished: bool
-    to_publish: list[tuple[Version, str]]  # versions to publish and their recovery points, oldest first
-    served: list[Version]  # versions whose weights somebody may still ask for
-    evaluations: list[int]  # versions whose evaluation is complete
-    overdue: list[str]  # workers to be killed, for what they hold has outlived its time-out
-    status: dict[str, Any]
-    seconds: dict[str, Seconds]  # of each worker, by occupation
-    draining: bool  # nothing new is handed out
-
-
 class BufferActor:
     """One a run. Ray restarts it where there is room; it then replays the journal under the next epoch."""
 
-    def __init__(self, run_dir: str, plan: Plan, settings: dict[str, Any]) -> None:
+    def __init__(self, run_dir: Path, plan: Plan, rules: Rules, combination: Combination) -> None:
         die_of_sigterm()
-        self.buffer = TrajectoryBuffer(Path(run_dir), plan, **settings)
-        self.weights: dict[Version, list[ray.ObjectRef]] = {}
+        self.buffer = TrajectoryBuffer(run_dir, plan, rules, combination)
         self.seconds: dict[str, Seconds] = {}
         self.dead: set[str] = set()  # a call that a worker sent before it died must not bring it back
         self.stop: str | None = None
@@ -60,18 +45,15 @@ class BufferActor:
     def __repr__(self) -> str:
         return "buffer"
 
-    async def claim(
-        self, worker: str, seconds: Seconds, wait_s: float
-    ) -> tuple[tuple[Claim, list[ray.ObjectRef]] | None, Seconds]:
-        """The next order to roll out and a list of one reference: its version's weights. None: nothing in time.
+    async def claim(self, worker: str, seconds: Seconds, wait_s: float) -> tuple[Claim | None, Seconds]:
+        """The next order to roll out; None: nothing in time.
 
         As of `lease` and `take`, the second answer is how long the call waited here, by what it waited for.
         """
         self.seconds[worker] = seconds
-        claim, waited = await self._wait_for(
+        return await self._wait_for(
             lambda: None if self._refused(worker) else self.buffer.claim(worker), sampler_waits_for, wait_s
         )
-        return (claim, self.weights[claim.version]) if claim else None, waited
 
     async def add(self, order_id: str, version: Version, table: pa.Table) -> bool:
         return bool(self._change(lambda: self.buffer.add(order_id, version, table)))
@@ -119,10 +101,7 @@ class BufferActor:
 
     async def publish(self, version: Version, weights: list[ray.ObjectRef]) -> None:
         """`weights` is a list of one reference, so that Ray passes the reference and not its content."""
-        self.weights[version] = weights
-        self._change(lambda: self.buffer.publish(version))
-        served = set(self.buffer.served())
-        self.weights = {known: reference for known, reference in self.weights.items() if known in served}
+        self._change(lambda: self.buffer.publish(version, weights))
 
     async def worker_died(self, worker: str, blameless: bool = False) -> None:
         """blameless: it was ended on purpose, or its node died; that says nothing against what it worked on."""
@@ -137,27 +116,14 @@ class BufferActor:
         self.draining = True
 
     async def evaluation(self, version: int, pictures: int) -> tuple[pa.Table, dict[int, np.ndarray] | None]:
-        """A finished evaluation: its rows, and its first pictures by trajectory id, uint8 [H, W, 3], unless they are
-        gone."""
-        return self.buffer.evaluations()[version], self.buffer.evaluation_images(version, pictures)
+        return self.buffer.evaluation(version, pictures)
 
     async def poll(self, wait_s: float) -> News:
         """The news, after `wait_s` seconds or as soon as something changes."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.changed.wait(), wait_s)
-        status = self.buffer.status()
-        return News(
-            epoch=self.buffer.epoch,
-            stop=self.stop,
-            finished=self.buffer.finished,
-            to_publish=self.buffer.to_publish(),
-            served=self.buffer.served(),
-            evaluations=status["evaluations_finished"],
-            overdue=self.buffer.overdue(),
-            status=status,
-            seconds=self.seconds,
-            draining=self.draining,
-        )
+        news = self.buffer.news()
+        return dataclasses.replace(news, stop=self.stop or news.stop, seconds=self.seconds, draining=self.draining)
 
     def _refused(self, worker: str) -> bool:
         return self.draining or worker in self.dead

@@ -26,31 +26,28 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
-from actors.buffer_actor import BufferActor, News
-from actors.calls import PATIENCE_S, BufferSilent, call
+from actors.buffer_actor import BufferActor
 from actors.fleet import ROOM_S, Fleet, Place, why_it_died
 from actors.gauges import Gauges
 from actors.learner_actor import LearnerActor
 from actors.placement import Options, beside_the_driver, room_for_ranks
+from actors.remote_buffer import PATIENCE_S, BufferSilent, RemoteBuffer
 from actors.reward_actor import RewardActor
 from actors.sampler_actor import SamplerActor
-from buffer.combination import Combination
 from buffer.errors import RunStopped
+from buffer.messages import News
 from buffer.mirroring import Mirroring
-from buffer.orders import Plan, Sizes, Version
-from buffer.rules import Rules
+from buffer.orders import Plan
+from buffer.settings import combination_of, rules_of
 from conf import scale
 from conf.errors import UserError
 from conf.load import from_file
 from conf.resume import save_config
-from conf.schema import Combine, Config
-from evaluation.grids import cells, save_grid
+from conf.schema import Config
 from evaluation.record import by_place, record_sitting
-from learner import recovery
 from monitoring.advice import Advice, Window, advise, role_of
 from monitoring.display import Snapshot
-from monitoring.metrics import MetricsLog
-from policy import lora
+from workers.publisher import Publisher
 
 POLL_S = 1.0
 SILENT_S = 15.0  # without an answer, and it is said
@@ -80,7 +77,6 @@ class Driver:
         self.mirroring = mirroring
         self.learner_options = room_for_ranks(config.learner)
         self.rewards: dict[str, ActorHandle] = {}  # tried, by place
-        self.weights: dict[Version, list[ray.ObjectRef]] = {}  # the driver owns them, so they outlive every worker
         self.seconds: dict[str, dict[str, float]] = {}  # of every worker of this start, by occupation
         self.recorded = -math.inf  # when run.json was written last
         self.window = Window()
@@ -98,9 +94,9 @@ class Driver:
         if hasattr(self, "fleet"):
             self.fleet.end()
         if hasattr(self, "buffer"):
-            ray.kill(self.buffer, no_restart=True)
-        if hasattr(self, "log"):
-            self.log.close()
+            ray.kill(self.buffer.actor, no_restart=True)
+        if hasattr(self, "publisher"):
+            self.publisher.close()
 
     def try_rewards(self, image_size: tuple[int, int], say: Callable[[str], None]) -> None:
         """Starts an actor of each reward and tries it on two pictures, and says so where one takes long. Raises
@@ -131,14 +127,22 @@ class Driver:
     @_stops_without_a_buffer()
     def start(self) -> None:
         """Starts the buffer and the workers. Raises UserError when the run folder's journal is no good."""
-        self.buffer = _remote(BufferActor, "buffer", max_restarts=-1, where=beside_the_driver()).remote(
-            str(self.run_dir), self.plan, self._buffer_settings()
+        actor = _remote(BufferActor, "buffer", max_restarts=-1, where=beside_the_driver()).remote(
+            self.run_dir, self.plan, rules_of(self.config), combination_of(self.config)
         )
+        self.buffer = RemoteBuffer(actor)
         try:
-            self.news: News = call(self.buffer.poll, 0.0)
+            self.news = self.buffer.poll(0.0)
         except RayActorError as error:
             raise UserError(f"the run folder {self.run_dir} cannot be opened: {_last_line(error)}") from error
-        self.log = MetricsLog(self.run_dir, trained=self.news.status["trained_batches"])
+        # The driver owns the weights, so they outlive every worker.
+        self.publisher = Publisher(
+            self.config,
+            self.run_dir,
+            self.buffer,
+            lambda weights: [ray.put(weights)],
+            self.news.status["trained_batches"],
+        )
         self.started, self.epoch = time.time(), self.news.epoch  # the epoch that names this sitting
         self.fleet = Fleet(self.buffer)
         self.gauges = Gauges(self.run_dir.name)
@@ -169,17 +173,12 @@ class Driver:
         self.seconds |= news.seconds  # a buffer that was restarted has not heard of those who died before
         self.news = news = dataclasses.replace(news, seconds=dict(self.seconds))
         if self.draining and not news.draining:
-            call(self.buffer.drain)
-        for version, recovery_point in news.to_publish:
-            self._publish(version, recovery_point, news)
-        self.weights = {version: refs for version, refs in self.weights.items() if version in news.served}
-        for evaluated in news.evaluations:
-            if evaluated not in self.log.versions:
-                self._record_evaluation(evaluated)
+            self.buffer.drain()
+        self.publisher.step(news, lambda trained: self._pace(trained, news))
         self._scale_as_asked()
         self.fleet.tend(news.overdue, news.seconds)
         self.mirroring.follow(news.status["trained_batches"], len(news.evaluations))
-        self.gauges.show(news, self.fleet, self.log.rows, self.mirroring.behind)
+        self.gauges.show(news, self.fleet, self.publisher.log.rows, self.mirroring.behind)
         if news.stop or time.monotonic() - self.recorded >= RECORD_S:
             self.record(news)
         if news.stop:
@@ -204,7 +203,7 @@ class Driver:
     def _poll(self) -> News | None:
         """The news; None while the buffer does not answer, which is said once."""
         if self.polled is None:
-            self.polled, self.asked_at = self.buffer.poll.remote(POLL_S), time.monotonic()
+            self.polled, self.asked_at = self.buffer.actor.poll.remote(POLL_S), time.monotonic()
         done, _ = ray.wait([self.polled], timeout=2 * POLL_S)
         silent_s = time.monotonic() - self.asked_at
         if not done:
@@ -217,7 +216,7 @@ class Driver:
         try:
             news: News = ray.get(answer)
         except ActorUnavailableError:  # it restarts, and is asked again
-            return call(self.buffer.poll, POLL_S)
+            return self.buffer.poll(POLL_S)
         if silent_s > SILENT_S:
             self._note(f"the buffer answers again, after {silent_s:.0f} s")
         return news
@@ -232,11 +231,11 @@ class Driver:
 
     def snapshot(self, news: News) -> Snapshot:
         """What the display shows of `news`."""
-        rows = self.log.rows
+        log = self.publisher.log
         return Snapshot(
             trained=news.status["trained_batches"],
-            rows=[row for row in rows if "batch" in row],
-            evaluations={int(row["version"]): row.get("reward/mean") for row in rows if "version" in row},
+            rows=[row for row in log.rows if "batch" in row],
+            evaluations={int(row["version"]): row.get("reward/mean") for row in log.rows if "version" in row},
             waiting={place: _waiting_share(spent) for place, spent in by_place(news.seconds).items()},
             orders={state: news.status[f"orders_{state}"] for state in ("open", "claimed", "rolled_out", "scored")},
             set_aside=news.status["set_aside"],
@@ -244,8 +243,8 @@ class Driver:
             notes=[*self.fleet.notes, *news.status["notes"], *self.mirroring.notes],
             mirror_behind=self.mirroring.behind,
             advice=self.advice,
-            earlier=self.log.earlier_batches if self.epoch > 1 else None,
-            earlier_evaluations=self.log.earlier_versions,
+            earlier=log.earlier_batches if self.epoch > 1 else None,
+            earlier_evaluations=log.earlier_versions,
         )
 
     def record(self, news: News) -> None:
@@ -257,36 +256,7 @@ class Driver:
 
     @_stops_without_a_buffer()
     def save_lora(self) -> Path:
-        """Writes the newest LoRA, if there is one yet, to `lora/`, with its scale in its weights: for any program."""
-        folder = self.run_dir / "lora"
-        if (newest := call(self.buffer.current)) is None:
-            return folder
-        version, recovery_point = newest
-        temporary = folder / "writing.tmp"
-        weights = recovery.read_lora(self.run_dir / recovery_point, version)
-        with recovery.operating_system_errors():
-            lora.export(weights, temporary, self.config.model.lora)
-        (temporary / lora.WEIGHT_NAME).replace(folder / lora.WEIGHT_NAME)
-        temporary.rmdir()
-        return folder
-
-    def _publish(self, version: Version, recovery_point: str, news: News) -> None:
-        """The metrics row first: a driver that dies in between finds the version unpublished and does both again.
-
-        Raises UserError if its recovery point is damaged; but where only an evaluation needs it, that one is missed."""
-        folder = self.run_dir / recovery_point
-        try:
-            if version not in self.weights:
-                self.weights[version] = [ray.put(recovery.read_lora(folder, version))]
-            if version.number > 0 and version.number - 1 not in self.log.batches:
-                row = recovery.read_metrics(folder, version)
-                self.log.add_batch(version.number - 1, row | self._pace(version.number, news))
-        except UserError as error:
-            if version.number >= news.status["trained_batches"] - self.config.buffer.max_staleness:
-                raise
-            call(self.buffer.evaluation_missed, version.number, str(error))
-            return
-        call(self.buffer.publish, version, self.weights[version])
+        return self.publisher.save_lora()
 
     def _pace(self, trained: int, news: News) -> dict[str, float]:
         """Who waits and what to expect, for the row of the last of `trained` batches; nothing while too little is
@@ -299,30 +269,6 @@ class Driver:
             return {}
         self.advice = advise(*self.window.read(), counts, config.batch_size, config.order_size, config.max_staleness)
         return self.advice.numbers() if self.advice else {}
-
-    def _record_evaluation(self, version: int) -> None:
-        rows, pictures = call(self.buffer.evaluation, version, self.config.evaluation.grid)
-        drawn = cells(rows.slice(0, self.config.evaluation.grid), pictures or {}, tuple(self.config.rewards))
-        if drawn is not None:
-            save_grid(self.run_dir / "samples" / f"v{version:05d}.png", *drawn)
-        scores = rows["reward"].drop_null().to_numpy()
-        known = {"reward/mean": float(scores.mean()), "reward/std": float(scores.std())} if len(scores) else {}
-        self.log.add_evaluation(version, known)
-
-    def _buffer_settings(self) -> dict[str, Any]:
-        config = self.config
-        return {
-            "combination": combination(config),
-            "batches": config.run.batches,
-            "max_staleness": config.buffer.max_staleness,
-            "keep_batches": config.buffer.keep_batches,
-            "keep_checkpoints": config.checkpoints.keep,
-            "claim_timeout_s": config.buffer.claim_timeout_s,
-            "lease_timeouts": {name: reward.timeout_s for name, reward in config.rewards.items()},
-            "train_timeout_s": config.learner.timeout_s,
-            "max_failed_share": config.buffer.max_failed_share,
-            "evaluate_versions": evaluated_versions(config),
-        }
 
     def _sampler(self, worker: str) -> list[ActorHandle]:
         needs = self.config.samplers
@@ -364,30 +310,6 @@ def _remote(
     Ray itself repeats no call: who asked asks again, if that is right."""
     actor: Any = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=max_restarts, max_task_retries=0)(kind)
     return actor.options(name=name, **(where or {}))
-
-
-def rules(config: Config) -> Rules:
-    """What of the buffer's rules follows from the settings alone: for whoever has only the journal, as the mirror."""
-    return Rules(
-        sizes=Sizes(config.buffer.batch_size, config.buffer.order_size, config.evaluation.count),
-        rewards=tuple(config.rewards),
-        batches=config.run.batches,
-        max_staleness=config.buffer.max_staleness,
-        evaluate_versions=evaluated_versions(config),
-    )
-
-
-def evaluated_versions(config: Config) -> tuple[int, ...]:
-    """Version 0, every `evaluation.every`-th and the last."""
-    return tuple(sorted({*range(0, config.run.batches, config.evaluation.every), config.run.batches}))
-
-
-def combination(config: Config) -> Combination:
-    """How the run's rewards become one."""
-    weights = {name: reward.weight for name, reward in config.rewards.items()}
-    if config.combine is Combine.sum:
-        return Combination(weights)
-    return Combination(weights, {name: reward.range for name, reward in config.rewards.items() if reward.range})
 
 
 def _waiting_share(seconds: dict[str, float]) -> float:

@@ -10,8 +10,8 @@ from ray import ObjectRef
 from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
-from actors.calls import call
 from actors.placement import node_lives, node_of
+from actors.remote_buffer import RemoteBuffer
 from buffer.errors import RunStopped
 from common.blame import describe, is_the_workers
 from conf.errors import UserError
@@ -78,7 +78,7 @@ class Death:
 class Fleet:
     """All workers of a run besides the buffer, which Ray restarts by itself."""
 
-    buffer: ActorHandle
+    buffer: RemoteBuffer
     places: list[Place] = field(default_factory=list)
     restarts: dict[str, int] = field(default_factory=dict)  # by place
     notes: list[str] = field(default_factory=list)  # who died of what, and who finds no room, a sentence each
@@ -98,7 +98,7 @@ class Fleet:
         self.removed[place.name] = place.incarnation
         if place.actors:
             self._kill(place)
-            call(self.buffer.worker_died, place.worker, True)
+            self.buffer.worker_died(place.worker, blameless=True)
 
     def tend(self, overdue: Collection[str], heard: Mapping[str, Mapping[str, float]]) -> None:
         """Kills who is overdue, tells the buffer who died, and starts others in their places when it is time.
@@ -131,7 +131,7 @@ class Fleet:
         place.nodes = [node_of(actor) for actor in place.actors]
         place.created = place.nodes[-1]
         place.silent_since = None
-        place.running = [actor.run.remote(self.buffer) for actor in place.actors]
+        place.running = [actor.run.remote(self.buffer.actor) for actor in place.actors]
         place.started_at = time.monotonic()
 
     def _look_for_room(self, place: Place) -> None:
@@ -187,7 +187,7 @@ class Fleet:
         self._kill(place)
         lost = death.cause == NODE_DIED or self._lost_hosts(place)
         cause = "with its host" if lost else death.cause
-        call(self.buffer.worker_died, place.worker, lost or death.blameless)
+        self.buffer.worker_died(place.worker, lost or death.blameless)
         healthy = time.monotonic() - place.started_at >= HEALTHY_S
         place.short_lives = 1 if healthy else place.short_lives + 1
         place.failed_starts = 0 if started or lost else place.failed_starts + 1

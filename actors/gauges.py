@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 
 from ray.util.metrics import Counter, Gauge
 
-from actors.buffer_actor import News
 from actors.fleet import Fleet
+from buffer.messages import News
 from monitoring.advice import role_of
 
 # Families of keys that are one metric with a tag: prefix of the key, name of the metric, tag.

@@ -1,29 +1,24 @@
-"""The learner: takes a batch when it is ready, trains on it, and registers the recovery point it leaves.
+"""A rank of the learner in an actor.
 
-It is a group of ranks, one actor each, that share every batch (PROTOCOL.md 13). All of them take it, under the group's
-name; rank 0 alone writes files and registers the batch. Where one dies the others' sums never come, and the fleet ends
-the whole group and starts another, which goes on from the recovery point.
+Where one rank dies the others' sums never come, and the fleet ends the whole group and starts another, which goes on
+from the recovery point.
 """
 
 import socket
-import time
 from pathlib import Path
 
-import numpy as np
 import ray
 import torch
+from ray.actor import ActorHandle
 
-from actors.calls import Clock, ask, call
 from actors.devices import hide_unreserved_gpus
-from buffer.errors import Refused
-from buffer.messages import TakenBatch
-from buffer.store import write_batch
+from actors.remote_buffer import RemoteBuffer
+from common.clock import Clock
 from conf.errors import UserError
 from conf.schema import Config
-from learner.batch import batch_of
 from learner.learner import Learner
 from learner.ranks import Meeting, Ranks
-from policy.policy import Policy
+from workers.trainer import Trainer
 
 
 class LearnerActor:
@@ -55,37 +50,17 @@ class LearnerActor:
         assert self.meeting is not None
         return self.meeting.address, self.meeting.port
 
-    def run(self, buffer: ray.actor.ActorHandle) -> None:
-        """Works until the driver ends it. Raises UserError when the model or a recovery point cannot be loaded, and
-        RunStopped when training cannot go on."""
+    def run(self, buffer: ActorHandle) -> None:
+        """Works until the driver ends it. Raises UserError when the model cannot be loaded or the run folder is not
+        seen, and what `Trainer.step` does."""
         self._check_run_folder()
         clock = Clock()
         with clock.on("loading the model"):
-            ranks = self._ranks()
-            learner = self._load(ranks)
-        if ranks.first and call(buffer.current) is None:
-            self._register_first(learner, buffer)
+            learner = Learner.load(self.config, self.device, self._ranks())
+        trainer = Trainer(self.group, learner, RemoteBuffer(buffer, self.name, clock), self.run_dir, clock)
+        trainer.begin()
         while True:
-            taken: TakenBatch | None = ask(clock, "batches", buffer.take, self.group, self.name)
-            if taken is None:
-                continue
-            with clock.on("loading weights"):
-                if taken.version != learner.version:
-                    self._restore(learner, buffer)
-            with clock.on("waiting for other ranks"):
-                ranks.agree("weights and batches", f"{learner.version.digest} {taken.roster}")
-            with clock.on("training"):
-                trained = learner.train(batch_of(taken.batch, taken.table, tuple(self.config.rewards)))
-            with clock.on("saving"):
-                another = ranks.first and self._register(learner, taken, trained.advantages, buffer)
-            with clock.on("waiting for other ranks"):
-                another = ranks.any(another)
-            if another:
-                self._restore(learner, buffer)
-
-    def _restore(self, learner: Learner, buffer: ray.actor.ActorHandle) -> None:
-        version, recovery_point = call(buffer.current)
-        learner.restore(self.run_dir / recovery_point, version)
+            trainer.step()
 
     def _check_run_folder(self) -> None:
         if not (self.run_dir / "config.yaml").is_file():
@@ -98,31 +73,3 @@ class LearnerActor:
         if self.meeting is None:
             return Ranks()
         return Ranks.join(self.rank, self.config.learner.count, self.meeting, self.device)
-
-    def _load(self, ranks: Ranks) -> Learner:
-        config = self.config
-        checkpointing = config.learner.gradient_checkpointing
-        policy = Policy.load(config.model, config.sampling, config.run.seed, self.device, True, checkpointing)
-        return Learner(policy, config, ranks)
-
-    def _register_first(self, learner: Learner, buffer: ray.actor.ActorHandle) -> None:
-        """Version 0: the base model with the LoRA it starts from."""
-        recovery_point = call(buffer.initial_recovery_point)
-        learner.save(self.run_dir / recovery_point)
-        call(buffer.trained, -1, learner.version, recovery_point, "")
-
-    def _register(
-        self, learner: Learner, taken: TakenBatch, advantages: np.ndarray, buffer: ray.actor.ActorHandle
-    ) -> bool:
-        """PROTOCOL.md 10 and 11: recovery point, Parquet file, then the buffer's word on which of them count.
-
-        Whether another's count: then it is reloaded. Where nobody's do, the next `take` brings a version that is not
-        ours, and that is reloaded.
-        """
-        learner.save(self.run_dir / taken.recovery_point)
-        write_batch(self.run_dir, taken, advantages, now=time.time())
-        try:
-            counts = call(buffer.trained, taken.batch, learner.version, taken.recovery_point, taken.parquet)
-        except Refused:
-            return False
-        return counts is not None and counts != taken.recovery_point

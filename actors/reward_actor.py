@@ -1,20 +1,18 @@
-"""A reward actor: leases orders that are rolled out, scores their pictures, and hands the scores in."""
+"""A scorer in an actor."""
 
-import numpy as np
-import pyarrow as pa
-import ray
 import torch
+from ray.actor import ActorHandle
 
-from actors.calls import Clock, ask, call
 from actors.devices import hide_unreserved_gpus
-from buffer.messages import Lease
-from buffer.schema import tensors_of
+from actors.remote_buffer import RemoteBuffer
 from common.blame import is_the_workers
+from common.clock import Clock
 from common.precision import exact_float32
 from conf.errors import UserError
 from conf.schema import RewardConfig
-from rewards.base import NamedReward, Scores, score_order, score_rows, the_machines, try_out
+from rewards.base import NamedReward, the_machines, try_out
 from rewards.registry import resolve
+from workers.scorer import Scorer
 
 
 class RewardActor:
@@ -46,68 +44,17 @@ class RewardActor:
             return str(the_machines(self.reward_name, error))
         return None
 
-    def run(self, buffer: ray.actor.ActorHandle) -> None:
-        """Works until the driver ends it. Raises UserError when the reward cannot be loaded, or answers in other types
-        than before; and what its device or memory raises, which counts against no picture."""
+    def run(self, buffer: ActorHandle) -> None:
+        """Works until the driver ends it. Raises UserError when the reward cannot be loaded, and what `Scorer.step`
+        does."""
         clock = Clock()
         with clock.on("loading the reward"):
             reward = self._loaded()
+        scorer = Scorer(self.name, reward, self.config.batch_size, RemoteBuffer(buffer, self.name, clock), clock)
         while True:
-            lease: Lease | None = ask(clock, "pictures", buffer.lease, self.reward_name, self.name)
-            if lease is None:
-                continue
-            with clock.on("scoring"):
-                table, reasons = self._score(reward, lease, buffer)
-            with clock.on("handing in"):
-                order = self.reward_name, lease.order_id, lease.table_digest
-                if reasons:  # the order is offered again, until each of its pictures is scored or set aside
-                    call(buffer.pictures_failed, *order, self.name, reasons)
-                else:
-                    call(buffer.add_scores, *order, table)
-
-    def _score(
-        self, reward: NamedReward, lease: Lease, buffer: ray.actor.ActorHandle
-    ) -> tuple[pa.Table, dict[int, str]]:
-        """Scores of the pictures that take part, and by trajectory id why some have none."""
-        ids = lease.table["trajectory_id"].to_numpy()
-        wanted = np.flatnonzero(~np.isin(ids, lease.skip))
-        shown = np.where(np.isin(ids, lease.skip), wanted[0], np.arange(len(ids)))  # so that slices keep their shape
-        images = tensors_of(lease.table)["image"][shown]
-        prompts = [lease.table["prompt"][int(row)].as_py() for row in shown]
-        if lease.alone:
-            return self._score_alone(reward, ids, images, prompts, wanted, buffer)
-        scores, failed = score_order(reward, images, prompts, self.config.batch_size)
-        scored = [row for row in range(len(ids)) if row not in failed]
-        table = _table(ids[scored], scores)
-        return table.filter(np.isin(scored, wanted)), {
-            int(ids[row]): reason for row, reason in failed.items() if row in wanted
-        }
-
-    def _score_alone(
-        self,
-        reward: NamedReward,
-        ids: np.ndarray,
-        images: np.ndarray,
-        prompts: list[str],
-        wanted: np.ndarray,
-        buffer: ray.actor.ActorHandle,
-    ) -> tuple[pa.Table, dict[int, str]]:
-        """Picture by picture, each announced first: if one kills this process, the buffer knows which."""
-        tables: list[pa.Table] = []
-        reasons: dict[int, str] = {}
-        for row in wanted:
-            call(buffer.trying_alone, self.name, int(ids[row]))
-            scores, failed = score_rows(reward, images, prompts, [row], self.config.batch_size)
-            tables.append(_table(ids[[row]] if not failed else ids[:0], scores))
-            reasons |= {int(ids[row]): reason for reason in failed.values()}
-        call(buffer.trying_alone, self.name, None)
-        return pa.concat_tables(tables, promote_options="default"), reasons
+            scorer.step()
 
     def _loaded(self) -> NamedReward:
         if self.reward is None:
             self.reward = resolve(self.reward_name, self.config.path, self.config.args)
         return self.reward
-
-
-def _table(ids: np.ndarray, scores: Scores) -> pa.Table:
-    return pa.table({"trajectory_id": ids, "score": scores.scores, **scores.columns})

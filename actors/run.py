@@ -5,11 +5,11 @@ from pathlib import Path
 from types import FrameType
 
 from actors.cluster import cluster
-from actors.driver import Driver, rules
+from actors.driver import Driver
 from buffer.errors import full_disk_stops_the_run
 from buffer.mirror import Mirror
 from buffer.mirroring import Mirroring
-from buffer.orders import Plan
+from buffer.settings import plan_of, rules_of
 from conf import scale
 from conf.resume import RunLock, check_resume, check_same, save_config
 from conf.schema import Config
@@ -37,7 +37,7 @@ def run(config: Config, prompts: list[str]) -> None:
             print(f"{run_dir} was restored from the mirror {config.run.mirror}")
         if (run_dir / scale.REQUEST).exists():
             print(scale.set_aside(run_dir, "it was left from before this start, ask again"))
-        mirroring = Mirroring(mirror, rules(config).served)
+        mirroring = Mirroring(mirror, rules_of(config).served)
         with mirroring, full_disk_stops_the_run(run_dir):
             if read_record(run_dir).get("finished") != config.run.batches:
                 train(config, prompts, run_dir, mirroring, remarks)
@@ -50,15 +50,13 @@ def run(config: Config, prompts: list[str]) -> None:
 
 def train(config: Config, prompts: list[str], run_dir: Path, mirroring: Mirroring, remarks: list[str]) -> None:
     """Until the run is finished, is stopped by Ctrl-C, or cannot go on. First says the remarks."""
-    sizes = config.buffer
-    plan = Plan(config.run.seed, tuple(prompts), sizes.batch_size, sizes.order_size, config.evaluation.count)
     with cluster(config) as resources, Display(run_dir.name, config.run.batches) as display:
         ctrl_c = CtrlC()  # after Ray has set its own
         fitted, taken_as_0 = effective_gpus(config, resources)
         cluster_fits(fitted, resources)
         for remark in [*remarks, *taken_as_0]:
             display.say(remark)
-        with Driver(fitted, run_dir, plan, mirroring) as driver:
+        with Driver(fitted, run_dir, plan_of(config, prompts), mirroring) as driver:
             driver.try_rewards(image_size(config.model), display.say)
             ctrl_c.only_noted = True  # until here there is no batch to finish
             save_config(run_dir, config, prompts)

@@ -30,14 +30,14 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from actors.buffer_actor import BufferActor, News
-from actors.calls import call
+from actors.buffer_actor import BufferActor
 from actors.cluster import cluster
+from actors.remote_buffer import RemoteBuffer
 from actors.reward_actor import RewardActor
 from benchmarks.measure import MIB, cpu_seconds, disk_use, growth, limits, machine_line, own_memory
 from buffer.combination import Combination
-from buffer.messages import TakenBatch
 from buffer.orders import Plan, Version
+from buffer.rules import Rules
 from buffer.schema import rollout_table
 from buffer.store import write_batch
 from common.terminal import print_anywhere
@@ -50,7 +50,6 @@ PLAN = Plan(seed=0, prompts=("a cat", "a dog"), batch_size=256, order_size=4, ev
 ORDER_S = ROLLOUT_S * PLAN.order_size
 MAX_STALENESS, KEEP_BATCHES = 2, 2
 PROCESSES = 8
-WAIT_S = 5.0
 
 
 class MeasuredBuffer(BufferActor):
@@ -98,19 +97,18 @@ class Samplers:
         return list(self.found.values())
 
     def _sample(self, buffer: ray.actor.ActorHandle, name: str, rollout_s: float, until: float) -> None:
-        found = self.found[name]
+        found, remote = self.found[name], RemoteBuffer(buffer)
         asked = time.monotonic()
         while time.time() < until or len(found.ends) < 2:
-            claimed, _ = call(buffer.claim, name, {}, WAIT_S)
-            if claimed is None:
+            claim = remote.claim(name)
+            if claim is None:
                 continue
-            claim, _ = claimed
             found.claims.append(time.monotonic() - asked)
             time.sleep(rollout_s)
             rollout_s = ORDER_S
             done = time.monotonic()
             ids = pa.array(claim.order.trajectory_ids, pa.int64())
-            assert call(buffer.add, claim.order.order_id, claim.version, self.table.set_column(0, "trajectory_id", ids))
+            assert remote.add(claim.order.order_id, claim.version, self.table.set_column(0, "trajectory_id", ids))
             asked = time.monotonic()
             found.adds.append(asked - done)
             found.ends.append(asked)
@@ -120,17 +118,17 @@ class Learner:
     """Takes batches and registers what training would leave."""
 
     def run(self, buffer: ray.actor.ActorHandle, run_dir: Path) -> None:
-        first = call(buffer.initial_recovery_point)
+        remote = RemoteBuffer(buffer, "learner-0")
+        first = remote.initial_recovery_point()
         _write_recovery_point(run_dir / first)
-        call(buffer.trained, -1, Version(0, "0"), first, "")
+        remote.trained(-1, Version(0, "0"), first, "")
         while True:
-            taken: TakenBatch | None
-            taken, _ = call(buffer.take, "learner-0", "learner-0", {}, WAIT_S)
+            taken = remote.take("learner-0")
             if taken is not None:
                 _write_recovery_point(run_dir / taken.recovery_point)
                 write_batch(run_dir, taken, taken.table["reward"].to_numpy(), time.time())
                 version = Version(taken.batch + 1, str(taken.batch + 1))
-                call(buffer.trained, taken.batch, version, taken.recovery_point, taken.parquet)
+                remote.trained(taken.batch, version, taken.recovery_point, taken.parquet)
 
 
 def _trajectories() -> pa.Table:
@@ -165,21 +163,12 @@ class Measured:
 def measure(count: int, seconds: float, folder: Path) -> Measured:
     """One run with `count` samplers for `seconds`."""
     run_dir = folder / f"samplers-{count}"
-    settings: dict[str, Any] = {
-        "combination": Combination({"flat": 1.0}),
-        "batches": 10**6,
-        "max_staleness": MAX_STALENESS,
-        "keep_batches": KEEP_BATCHES,
-        "keep_checkpoints": 2,
-        "claim_timeout_s": 600.0,
-        "train_timeout_s": 600.0,
-        "lease_timeouts": {"flat": 600.0},
-        "max_failed_share": 0.1,
-        "evaluate_versions": (),
-    }
+    rules = Rules(
+        PLAN.sizes, ("flat",), 10**6, MAX_STALENESS, keep_batches=KEEP_BATCHES, lease_timeouts={"flat": 600.0}
+    )
     with cluster(Config(ray=RayConfig(dashboard=False, temp_dir=str(folder / "ray")))):
         start: Any = ray.remote(num_cpus=0, max_task_retries=0)
-        buffer = start(MeasuredBuffer).remote(str(run_dir), PLAN, settings)
+        buffer = start(MeasuredBuffer).remote(run_dir, PLAN, rules, Combination({"flat": 1.0}))
         learner = start(Learner).remote()
         reward = start(RewardActor).remote("reward-flat-0", "flat", RewardConfig(path="benchmarks.samplers:AtOnce"))
         hosts = [start(Samplers).remote() for _ in range(min(count, PROCESSES))]
@@ -207,13 +196,13 @@ def _watch(
 ) -> np.ndarray:
     """Publishes what is trained, as the driver does, until all samplers are done. A row a second: time in s, the
     buffer's CPU seconds, its own memory, the object store in use, tensors/ and all the rest of the run folder, MiB."""
-    samples = []
+    samples, remote = [], RemoteBuffer(buffer)
     next_sample = time.monotonic()
     store = ray.cluster_resources()["object_store_memory"]
     while len(ray.wait(runs, num_returns=len(runs), timeout=0)[0]) < len(runs):
-        news: News = call(buffer.poll, 1.0)
+        news = remote.poll(1.0)
         for version, _ in news.to_publish:
-            call(buffer.publish, version, [ray.put({})])
+            remote.publish(version, [ray.put({})])
         if news.stop or (ended := ray.wait(working, timeout=0)[0]):
             raise RuntimeError(news.stop or f"a worker ended: {ray.get(ended)}")
         if time.monotonic() >= next_sample:

@@ -30,7 +30,7 @@ from buffer import rollouts, scoring, training, workers
 from buffer.combination import Combination
 from buffer.errors import Refused, RunStopped
 from buffer.journal import ALL_EPOCHS, Journal, read_counted
-from buffer.messages import Claim, Lease, TakenBatch
+from buffer.messages import Claim, Lease, News, TakenBatch
 from buffer.orders import Plan, Version
 from buffer.retention import needed_files, old_recovery_points
 from buffer.rules import Rules
@@ -47,44 +47,19 @@ DELAY_S = 1.0  # of a disk, and more is nobody's time
 class TrajectoryBuffer:
     """One epoch of a run's buffer. Making it takes the next epoch of the run folder, and goes on from its journal.
 
-    combination: the rewards there are, and how they become one. Times in seconds. Raises UserError if the journal is
-    of another plan or damaged, and then leaves the folder untouched.
+    combination: how the rules' rewards become one. clock: seconds since 1970. Raises UserError if the journal is of
+    another plan or damaged, and then leaves the folder untouched.
     """
 
     def __init__(
-        self,
-        run_dir: Path,
-        plan: Plan,
-        combination: Combination,
-        *,
-        batches: int,
-        max_staleness: int,
-        keep_batches: int,
-        keep_checkpoints: int,
-        claim_timeout_s: float,
-        lease_timeouts: Mapping[str, float],
-        train_timeout_s: float,
-        max_failed_share: float,
-        evaluate_versions: tuple[int, ...],
-        clock: Callable[[], float] = time.time,
+        self, run_dir: Path, plan: Plan, rules: Rules, combination: Combination, clock: Callable[[], float] = time.time
     ) -> None:
         self.run_dir = run_dir
         self.plan = plan
+        self.rules = rules
         self.combination = combination
         self.clock = clock
-        self.rules = Rules(
-            sizes=plan.sizes,
-            rewards=tuple(combination.weights),
-            batches=batches,
-            max_staleness=max_staleness,
-            keep_batches=keep_batches,
-            keep_checkpoints=keep_checkpoints,
-            claim_timeout_s=claim_timeout_s,
-            lease_timeouts=dict(lease_timeouts),
-            train_timeout_s=train_timeout_s,
-            max_failed_share=max_failed_share,
-            evaluate_versions=tuple(evaluate_versions),
-        )
+        self._weights: dict[Version, Any] = {}  # what each published version was published with
         self._types = ScoreTypes()
         self.notes: list[str] = []  # what was damaged, removed or missed in this epoch, in sentences
         self._deaths = 0
@@ -106,8 +81,8 @@ class TrajectoryBuffer:
         answer = self._do(rollouts.claim(self.rules, self.state, worker, self.clock()))
         if answer is None:
             return None
-        order_id, version, attempt = answer
-        return Claim(self.plan.order(order_id), version, attempt)
+        order_id, version = answer
+        return Claim(self.plan.order(order_id), version, self._weights[version])
 
     def add(self, order_id: str, version: Version, table: pa.Table) -> bool:
         """Take in an order's trajectories (`schema.rollout_table`). True: they count, and are on disk. False: the
@@ -229,9 +204,12 @@ class TrajectoryBuffer:
             self._finish_evaluations()
         return counts.recovery_point
 
-    def publish(self, version: Version) -> None:
-        """The driver has put these weights where samplers find them (for this epoch)."""
-        self._do(rollouts.publish(self.rules, self.state, Version(*version)))
+    def publish(self, version: Version, weights: Any) -> None:
+        """Samplers find the weights of this version by `weights`, which every claim of it hands on (in this epoch)."""
+        version = Version(*version)
+        self._do(rollouts.publish(self.rules, self.state, version))
+        served = self.served()
+        self._weights = {known: by for known, by in {**self._weights, version: weights}.items() if known in served}
 
     def to_publish(self) -> list[tuple[Version, str]]:
         """Versions that orders may ask for and that this epoch has not published yet, with their recovery points."""
@@ -250,6 +228,10 @@ class TrajectoryBuffer:
         return self.state.trained[-1].version, self.state.trained[-1].recovery_point
 
     # ---- evaluations
+
+    def evaluation(self, version: int, pictures: int) -> tuple[pa.Table, dict[int, np.ndarray] | None]:
+        """Rows of a finished evaluation, and its first pictures: see `evaluations` and `evaluation_images`."""
+        return self.evaluations()[version], self.evaluation_images(version, pictures)
 
     def evaluations(self) -> dict[int, pa.Table]:
         """Rows of the finished evaluations by version number: scalars as in trajectories/, but for the batch's."""
@@ -299,6 +281,21 @@ class TrajectoryBuffer:
         """Plain numbers and strings for a display; docs/buffer.md has their meaning."""
         status = status_of(self.rules, self.state, self.clock())
         return status | {"deaths": self._deaths, "stop": self.stop, "notes": list(self.notes)}
+
+    def news(self) -> News:
+        status = self.status()
+        return News(
+            epoch=self.epoch,
+            stop=self.stop,
+            finished=self.finished,
+            to_publish=self.to_publish(),
+            served=self.served(),
+            evaluations=status["evaluations_finished"],
+            overdue=self.overdue(),
+            status=status,
+            seconds={},
+            draining=False,
+        )
 
     def close(self) -> None:
         self._journal.close()

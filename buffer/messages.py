@@ -1,6 +1,7 @@
-"""What the buffer hands out: a claim to roll out, a lease to score, a batch to train."""
+"""What the buffer hands out: a claim to roll out, a lease to score, a batch to train, and the news."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -11,12 +12,12 @@ from buffer.orders import Order, Version
 class Claim:
     """Roll this order out with these weights, and `add` the table.
 
-    Example: Claim(order=Order("b00003.02", ...), version=Version(2, "9f86d081884c7d65"), attempt=1)
+    Example: Claim(order=Order("b00003.02", ...), version=Version(2, "9f86d081884c7d65"), weights={...})
     """
 
     order: Order
     version: Version  # give it back to `add`; any other is refused
-    attempt: int  # the how-manieth claim of this order it is, from 1
+    weights: Any  # what the version was published with
 
 
 @dataclass(frozen=True)
@@ -53,3 +54,19 @@ class TakenBatch:
     def parquet(self) -> str:
         """Where `store.write_batch` writes the batch's rows, relative to the run folder."""
         return f"trajectories/b{self.batch:05d}.{self.name}.parquet"
+
+
+@dataclass(frozen=True)
+class News:
+    """What has become of the run, for who publishes, watches and ends it."""
+
+    epoch: int  # another one than before: the buffer was restarted and needs the weights again
+    stop: str | None  # why the run must stop, a sentence
+    finished: bool
+    to_publish: list[tuple[Version, str]]  # versions to publish and their recovery points, oldest first
+    served: list[Version]  # versions whose weights somebody may still ask for
+    evaluations: list[int]  # versions whose evaluation is complete
+    overdue: list[str]  # workers to be killed, for what they hold has outlived its time-out
+    status: dict[str, Any]
+    seconds: dict[str, dict[str, float]]  # of each worker, by occupation, as far as they told the buffer
+    draining: bool  # nothing new is handed out

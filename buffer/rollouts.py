@@ -18,13 +18,12 @@ def publish(rules: Rules, state: State, version: Version) -> Step:
 
 
 def claim(rules: Rules, state: State, worker: str, now: float) -> Step:
-    """Answer: (order id, version, attempt), or None if nothing may be claimed now."""
+    """Answer: (order id, version), or None if nothing may be claimed now."""
     state = state._replace(asked={**state.asked, ("", place_of(worker)): now})
     claimable = list(rules.claimable(state))
     for order_id in claimable:
         if rules.held(state.claims.get(order_id, ()), worker):
-            work = work_of(state, order_id)
-            return Step(state, (), (order_id, work.version, work.attempts))
+            return Step(state, (), (order_id, work_of(state, order_id).version))
     for order_id in claimable:
         holds = state.claims.get(order_id, ())
         version = rules.binding(state, order_id)
@@ -35,7 +34,7 @@ def claim(rules: Rules, state: State, worker: str, now: float) -> Step:
         record: Record = {"kind": "claimed", "order": order_id, "version": version, "worker": worker, "time": now}
         step = record_all(state, record)
         state = step.state._replace(claims={**state.claims, order_id: (*holds, Hold(worker, now))})
-        return Step(state, step.records, (order_id, version, work_of(state, order_id).attempts))
+        return Step(state, step.records, (order_id, version))
     return Step(state)
 
 

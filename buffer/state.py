@@ -52,7 +52,6 @@ class Work(NamedTuple):
     failures: tuple[tuple[int | None, tuple[str, ...]], ...] = ()  # (trajectory id, or None for the rollout; where: the
     # place of the worker, once for each time)
     set_aside: tuple[tuple[int, str], ...] = ()  # (trajectory id, reason)
-    attempts: int = 0  # claims answered
     claimed: float = 0.0  # times, in seconds since 1970: for people, nothing is decided by them
     rolled_out: float = 0.0
     scored: float = 0.0
@@ -181,11 +180,7 @@ def _reopened(state: State, record: Record) -> State:
 
 
 def _claimed(state: State, record: Record) -> State:
-    order_id = record["order"]
-    attempts = work_of(state, order_id).attempts + 1
-    return _change(
-        state, order_id, version=Version(*record["version"]), attempts=attempts, claimed=float(record["time"])
-    )
+    return _change(state, record["order"], version=Version(*record["version"]), claimed=float(record["time"]))
 
 
 def _rolled_out(state: State, record: Record) -> State:

@@ -41,6 +41,13 @@ class Learner:
         self.metrics: dict[str, float] = {}  # of the batch trained last
         self.version = Version(0, lora.digest(policy.lora_state()))
 
+    @classmethod
+    def load(cls, config: Config, device: str, ranks: Ranks | None = None) -> "Learner":
+        """With the policy that the settings name. Raises UserError when its model cannot be loaded."""
+        checkpointing = config.learner.gradient_checkpointing
+        policy = Policy.load(config.model, config.sampling, config.run.seed, device, True, checkpointing)
+        return cls(policy, config, ranks)
+
     def train(self, batch: Batch) -> TrainedBatch:
         """Trains on the next batch; afterwards `version` is one higher.
 

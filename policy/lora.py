@@ -91,10 +91,12 @@ def save(state: Mapping[str, Tensor], folder: Path, config: LoraConfig) -> None:
 
     `pipe.load_lora_weights(folder)` in any program with diffusers reads it.
     """
+    metadata = _peft_config(config).to_dict()
+    metadata["target_modules"] = list(config.targets)  # peft has a set, which would be in another order each time
     StableDiffusionPipeline.save_lora_weights(
         folder,
         unet_lora_layers={name: tensor.detach().cpu() for name, tensor in state.items()},
-        unet_lora_adapter_metadata=_peft_config(config).to_dict(),
+        unet_lora_adapter_metadata=metadata,
     )
 
 

@@ -12,34 +12,34 @@ from buffer.buffer import TrajectoryBuffer
 from buffer.combination import Combination
 from buffer.messages import Claim, Lease, TakenBatch
 from buffer.orders import Order, Plan, Version
+from buffer.rules import Rules
 from buffer.schema import rollout_table
 from buffer.store import write_batch
 
 PLAN = Plan(seed=7, prompts=("a cat", "a dog", "a bee"), batch_size=8, order_size=2, evaluation_count=4)
 V0 = Version(0, "weights-0")
+ONE_REWARD = Combination({"size": 1.0})
 
 
 def buffer(run_dir: Path, plan: Plan = PLAN, **changed: Any) -> TrajectoryBuffer:
-    return TrajectoryBuffer(run_dir, plan, **buffer_settings(**changed))
+    """changed: fields of `Rules`, "combination" or "clock"."""
+    combination = changed.pop("combination", ONE_REWARD)
+    clock = changed.pop("clock", lambda: 1000.0)
+    return TrajectoryBuffer(run_dir, plan, rules(plan, combination, **changed), combination, clock)
 
 
-def buffer_settings(**changed: Any) -> dict[str, Any]:
-    """What a `TrajectoryBuffer`, or its actor, is given besides run folder and plan."""
+def rules(plan: Plan = PLAN, combination: Combination = ONE_REWARD, **changed: Any) -> Rules:
     settings: dict[str, Any] = {
-        "combination": Combination({"size": 1.0}),
         "batches": 3,
         "max_staleness": 1,
         "keep_batches": 1,
         "keep_checkpoints": 0,
         "claim_timeout_s": 10.0,
+        "lease_timeouts": dict.fromkeys(combination.weights, 10.0),
         "train_timeout_s": 100.0,
         "max_failed_share": 0.25,
-        "evaluate_versions": (),
-        "clock": lambda: 1000.0,
     }
-    settings |= changed
-    settings.setdefault("lease_timeouts", dict.fromkeys(settings["combination"].weights, 10.0))
-    return settings
+    return Rules(sizes=plan.sizes, rewards=tuple(combination.weights), **settings | changed)
 
 
 def rolled_out(order: Order, version: Version, device: str = "", shape: tuple[int, ...] = (2, 3, 3)) -> pa.Table:
@@ -83,7 +83,7 @@ def write_weights(recovery_point: Path, version: Version) -> None:
 def publish(b: TrajectoryBuffer) -> None:
     for version, path in b.to_publish():
         assert (b.run_dir / path / "weights").read_text() == version.digest
-        b.publish(version)
+        b.publish(version, version.digest)
 
 
 def roll_out(b: TrajectoryBuffer, worker: str = "s0") -> Claim | None:

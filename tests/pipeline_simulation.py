@@ -114,7 +114,7 @@ def simulate(
         spent[worker][doing] += taken
         reported[worker] = spent[worker]
         if doing == "rolling out":
-            order_id, bound, _ = job
+            order_id, bound = job
             do(rollouts.add(rules, state, order_id, bound, File(order_id, order_id), now))
         elif doing == "scoring":
             reward = worker.rsplit("-", 1)[0].removeprefix("reward-")

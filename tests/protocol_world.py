@@ -41,6 +41,7 @@ class Node(NamedTuple):
     told: frozenset[tuple[str, Version]] = frozenset()  # claims that were answered
     faults: int = 0  # that have happened
     bad: frozenset[str] = frozenset()  # orders whose picture makes the reward raise, until somebody mends it
+    claims: frozenset[tuple[str, int]] = frozenset()  # by order, how many: each leads to a table of its own
 
     def key(self) -> int:
         """A hash of the node that does not tell the two workers apart."""
@@ -156,13 +157,16 @@ class World:
         step = rollouts.claim(self.rules, node.state, NAMES[place], 0.0)
         if step.answer is None:
             return
-        order_id, version, attempt = step.answer
+        order_id, version = step.answer
+        claims = dict(node.claims)
+        attempt = claims[order_id] = claims.get(order_id, 0) + bool(step.records)
         for other, told in node.told:
             if other == order_id and told != version:
                 raise Violation(f"{order_id} was claimed at {told} and again at {version}")
         after = self._apply(node, step)._replace(
             workers=_put(node.workers, place, ("add", order_id, version, attempt)),
             told=node.told | {(order_id, version)},
+            claims=frozenset(claims.items()),
         )
         yield after, after.disk
 
@@ -243,8 +247,9 @@ class World:
             self._check_batch(node.state, batch, version, rows)
         after = self._apply(node, step)
         told = frozenset(pair for pair in node.told if pair[0] in after.state.work)
+        claims = frozenset(pair for pair in node.claims if pair[0] in after.state.work)
         ghosts = frozenset(ghost for ghost in node.ghosts if not self._too_late(after.state, ghost))
-        return after._replace(told=told, ghosts=ghosts), step.answer.recovery_point
+        return after._replace(told=told, claims=claims, ghosts=ghosts), step.answer.recovery_point
 
     def _too_late(self, state: State, ghost: Any) -> bool:
         """Calls for what is long over; the search is small only if it lets go of them."""

@@ -14,7 +14,7 @@ from buffer import waiting
 from buffer.combination import Combination
 from buffer.messages import TakenBatch
 from monitoring.advice import Advice, Pipeline, Window, advise, role_of, seconds_per_batch
-from tests.buffer_toy import PLAN, buffer, publish, roll_out, rolled_out, score, scored, start, train
+from tests.buffer_toy import ONE_REWARD, PLAN, buffer, publish, roll_out, rolled_out, rules, score, scored, start, train
 from tests.pipeline_simulation import ORDER_SIZE, Durations, Simulated, simulate
 
 COUNTS = {"samplers": 1, "rewards.a": 1, "learner": 1}
@@ -246,21 +246,8 @@ def test_of_two_rewards_the_one_with_pictures_in_line_is_waited_for(tmp_path: Pa
 
 def test_a_call_that_waits_is_told_how_long_it_waited_for_whom(tmp_path: Path) -> None:
     """The buffer actor's own accounting, moment by moment: a learner asks, and a batch comes about."""
-    settings = {
-        "combination": Combination({"size": 1.0}),
-        "batches": 3,
-        "max_staleness": 0,
-        "keep_batches": 1,
-        "keep_checkpoints": 0,
-        "claim_timeout_s": 10.0,
-        "train_timeout_s": 100.0,
-        "lease_timeouts": {"size": 10.0},
-        "max_failed_share": 0.25,
-        "evaluate_versions": (),
-    }
-    actor = BufferActor(str(tmp_path), PLAN, settings)
+    actor = BufferActor(tmp_path, PLAN, rules(max_staleness=0), ONE_REWARD)
     start(actor.buffer)
-    actor.weights = {version: [] for version in actor.buffer.served()}
 
     async def batch() -> tuple[TakenBatch | None, dict[str, float], float]:
         clock = asyncio.get_running_loop().time
@@ -268,9 +255,8 @@ def test_a_call_that_waits_is_told_how_long_it_waited_for_whom(tmp_path: Path) -
         taking = asyncio.create_task(actor.take("learner-0.0", "learner-0.0", {}, 60.0))
         for _ in range(4):
             await asyncio.sleep(0.05)  # nothing is rolled out
-            claimed, _ = await actor.claim("sampler-0.0", {}, 60.0)
-            assert claimed is not None
-            claim = claimed[0]
+            claim, _ = await actor.claim("sampler-0.0", {}, 60.0)
+            assert claim is not None
             await actor.add(claim.order.order_id, claim.version, rolled_out(claim.order, claim.version))
             await asyncio.sleep(0.03)  # it lies in line
             lease, _ = await actor.lease("size", "reward-size-0.0", {}, 60.0)

@@ -112,7 +112,7 @@ class Buffers(RuleBasedStateMachine):
         epoch = self.side(old)
         answer = epoch.do(rollouts.claim(self.rules_, epoch.state, worker, self.now))
         if answer:
-            order_id, version, _ = answer
+            order_id, version = answer
             assert work_of(epoch.state, order_id).version == version
             self.calls.append(("add", order_id, version))
 

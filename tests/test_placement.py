@@ -12,12 +12,12 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.exceptions import RayActorError
 
-from actors import calls
+from actors import remote_buffer
 from actors.buffer_actor import BufferActor
 from actors.fleet import NODE_DIED, Fleet, Place, why_it_died
 from actors.placement import beside_the_driver, node_lives, node_of, room_for_ranks
 from conf.schema import LearnerConfig
-from tests.buffer_toy import PLAN, buffer_settings
+from tests.buffer_toy import ONE_REWARD, PLAN, rules
 from tests.running import TIMEOUT_S, wait_for
 
 
@@ -35,6 +35,11 @@ class Loading:
 
 class Working:
     def run(self, buffer: ray.actor.ActorHandle) -> None:
+        time.sleep(10**6)
+
+
+class Hanging:
+    def current(self) -> None:
         time.sleep(10**6)
 
 
@@ -102,12 +107,12 @@ def test_an_actor_that_was_still_loading_died_with_its_node(cluster: Cluster, tm
 
 def test_a_call_of_an_actor_that_hangs_ends(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """It lives and does not answer, as a buffer whose disk hangs."""
-    monkeypatch.setattr(calls, "PATIENCE_S", 1.0)
+    monkeypatch.setattr(remote_buffer, "PATIENCE_S", 1.0)
     start: Any = ray.remote(num_cpus=0)
-    actor = start(Working).remote()
+    actor = start(Hanging).remote()
     ray.get(actor.__ray_ready__.remote(), timeout=TIMEOUT_S)
-    with pytest.raises(calls.BufferSilent, match="has not answered for 1 s"):
-        calls.call(actor.run, None)
+    with pytest.raises(remote_buffer.BufferSilent, match="has not answered for 1 s"):
+        remote_buffer.RemoteBuffer(actor).current()
     ray.kill(actor)
 
 
@@ -119,8 +124,8 @@ def test_who_is_killed_for_memory_is_replaced_like_any_other_dead(
     cluster.add_node(num_cpus=1, resources={"full": 1}, object_store_memory=100_000_000)
     monkeypatch.undo()
     start: Any = ray.remote(max_task_retries=0)
-    buffer = start(BufferActor).options(**beside_the_driver()).remote(str(tmp_path / "run"), PLAN, buffer_settings())
-    fleet = Fleet(buffer)
+    buffer = start(BufferActor).options(**beside_the_driver()).remote(tmp_path / "run", PLAN, rules(), ONE_REWARD)
+    fleet = Fleet(remote_buffer.RemoteBuffer(buffer))
     fleet.add(Place("sampler-0", lambda worker: [start(Working).options(resources={"full": 1}).remote()]))
 
     def notes() -> list[str]:

@@ -318,7 +318,7 @@ class Side:
             roster = state.rosters[batch]
             self.do(training.trained(rules, self.state, batch, version, version.digest, "", roster, 0.0))
         elif answer := self.do(rollouts.claim(rules, state, "a", 0.0)):
-            order_id, version, _ = answer
+            order_id, version = answer
             self.told.append((order_id, version))
             self.add(order_id, version)
 

@@ -9,9 +9,10 @@ import pytest
 import ray
 
 from actors.devices import VISIBLE
-from actors.driver import Driver, rules
+from actors.driver import Driver
 from buffer.mirroring import Mirroring
 from buffer.orders import Plan
+from buffer.settings import rules_of
 from conf.errors import UserError
 from conf.load import load
 from tests.running import ROOT, SMALL
@@ -70,7 +71,7 @@ def tried(here: Path, *settings: str) -> None:
     """Starts an actor of each reward and has it tried, as a run does."""
     config = load(["compressibility", *SMALL, "samplers.num_gpus=0", "learner.num_gpus=0", *settings])
     plan = Plan(0, ("a cat", "two dogs"), 8, 2, 4)
-    with Driver(config, here / "run", plan, Mirroring(None, rules(config).served)) as driver:
+    with Driver(config, here / "run", plan, Mirroring(None, rules_of(config).served)) as driver:
         driver.try_rewards((16, 16), print)
 
 

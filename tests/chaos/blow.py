@@ -40,7 +40,7 @@ LEARNER = [
 ]
 STEPS = {
     "sampler": [("policy.rollout:rollout", ORDERS), ("buffer.schema:rollout_table", ORDERS)],
-    "reward": [("rewards.base:score_order", ORDERS), ("actors.reward_actor:_table", ORDERS)],
+    "reward": [("rewards.base:score_order", ORDERS), ("workers.scorer:_table", ORDERS)],
     "buffer": [
         ("buffer.store:Store.write_arrow", 2 * ORDERS),  # handed in, not on disk
         ("buffer.journal:Journal.append", 3 * ORDERS),  # on disk, not journaled
@@ -48,7 +48,7 @@ STEPS = {
     ],
     "learner rank 0": LEARNER,
     "learner rank 1": LEARNER,
-    "driver": [("actors.driver:Driver._publish", BATCHES), ("monitoring.metrics:MetricsLog.add_batch", BATCHES)],
+    "driver": [("workers.publisher:Publisher._publish", BATCHES), ("monitoring.metrics:MetricsLog.add_batch", BATCHES)],
 }
 STEP_ROUNDS = (3, 4)  # of every five blows at a role by a signal, these fall at a step, the others at any moment
 

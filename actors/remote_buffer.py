@@ -1,0 +1,116 @@
+"""The buffer's actor as workers of other processes see it: calls that wait through its restarts."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import ActorUnavailableError, GetTimeoutError
+
+from buffer.messages import Claim, Lease, News, TakenBatch
+from buffer.orders import Version
+from common.clock import Clock
+
+WAIT_S = 5.0  # of one call for work; who waits longer asks again, which also tells how long it waited
+PATIENCE_S = 300.0  # a buffer that restarts elsewhere replays its journal in seconds; its node or disk may take minutes
+
+
+class BufferSilent(Exception):
+    """The buffer lives, as far as anybody knows, and has not answered for PATIENCE_S seconds."""
+
+
+class RemoteBuffer:
+    """A `Buffer` (buffer/protocol.py), for one worker: calls for work tell the actor what `clock` has counted, and the
+    clock what they waited for. And what the driver asks of it besides.
+
+    Every call is idempotent, so asking twice is harmless; Ray's own retries are off, because they would hide a death
+    that a worker has to know of. All raise BufferSilent, and RayActorError once the buffer is dead for good.
+    """
+
+    def __init__(self, actor: ActorHandle, worker: str = "", clock: Clock | None = None) -> None:
+        self.actor = actor
+        self.worker = worker
+        self.clock = clock or Clock()
+
+    def claim(self, worker: str) -> Claim | None:
+        return self._ask("orders", self.actor.claim, worker)
+
+    def add(self, order_id: str, version: Version, table: pa.Table) -> bool:
+        return self._call(self.actor.add, order_id, version, table)
+
+    def order_failed(self, order_id: str, worker: str, message: str) -> None:
+        self._call(self.actor.order_failed, order_id, worker, message)
+
+    def lease(self, reward: str, worker: str) -> Lease | None:
+        return self._ask("pictures", self.actor.lease, reward, worker)
+
+    def add_scores(self, reward: str, order_id: str, table_digest: str, table: pa.Table) -> bool:
+        return self._call(self.actor.add_scores, reward, order_id, table_digest, table)
+
+    def pictures_failed(
+        self, reward: str, order_id: str, table_digest: str, worker: str, reasons: Mapping[int, str]
+    ) -> None:
+        self._call(self.actor.pictures_failed, reward, order_id, table_digest, worker, reasons)
+
+    def trying_alone(self, worker: str, trajectory_id: int | None) -> None:
+        self._call(self.actor.trying_alone, worker, trajectory_id)
+
+    def take(self, learner: str) -> TakenBatch | None:
+        return self._ask("batches", self.actor.take, learner, self.worker)
+
+    def initial_recovery_point(self) -> str:
+        return self._call(self.actor.initial_recovery_point)
+
+    def trained(self, batch: int, version_after: Version, recovery_point: str, parquet: str) -> str | None:
+        return self._call(self.actor.trained, batch, version_after, recovery_point, parquet)
+
+    def current(self) -> tuple[Version, str] | None:
+        return self._call(self.actor.current)
+
+    # ---- the driver's
+
+    def publish(self, version: Version, weights: list[ray.ObjectRef]) -> None:
+        self._call(self.actor.publish, version, weights)
+
+    def evaluation(self, version: int, pictures: int) -> tuple[pa.Table, dict[int, np.ndarray] | None]:
+        return self._call(self.actor.evaluation, version, pictures)
+
+    def evaluation_missed(self, version: int, why: str) -> None:
+        self._call(self.actor.evaluation_missed, version, why)
+
+    def worker_died(self, worker: str, blameless: bool = False) -> None:
+        self._call(self.actor.worker_died, worker, blameless)
+
+    def drain(self) -> None:
+        self._call(self.actor.drain)
+
+    def poll(self, wait_s: float) -> News:
+        return self._call(self.actor.poll, wait_s)
+
+    # ---- the machinery
+
+    def _call(self, method: Any, *args: Any) -> Any:
+        """The answer of an actor's method, asked again while the actor restarts."""
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                return ray.get(method.remote(*args), timeout=max(0.0, deadline - time.monotonic()))
+            except GetTimeoutError as error:
+                raise BufferSilent(f"the buffer has not answered for {PATIENCE_S:.0f} s") from error
+            except ActorUnavailableError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+
+    def _ask(self, what: str, method: Any, *args: Any) -> Any:
+        """What the buffer hands out for this call (None: nothing in time). The clock hears how long it waited and for
+        whom; what the buffer itself took, and its restarts, is "waiting for the buffer"."""
+        start = time.monotonic()
+        answer, waited = self._call(method, *args, self.clock.read(), WAIT_S)
+        for whom, seconds in waited.items():
+            self.clock.seconds[f"waiting for {what}: {whom}"] += seconds
+        self.clock.seconds["waiting for the buffer"] += max(0.0, time.monotonic() - start - sum(waited.values()))
+        return answer

@@ -1,0 +1,100 @@
+"""A whole run in one process, without Ray: the real workers and the real buffer, one step after another.
+
+    python -m workers.local compressibility run.name=mine [key=value ...]
+
+What `launch.py` does with actors stands here on one screen. Read it first, step through it in a debugger, call `run`
+from a notebook or a test. At buffer.max_staleness=0 it leaves the same weights, rows and scores, bit for bit.
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from buffer.buffer import TrajectoryBuffer
+from buffer.errors import RunStopped
+from buffer.settings import combination_of, plan_of, rules_of
+from common.clock import Clock
+from common.precision import exact_float32
+from common.terminal import print_anywhere
+from conf.errors import UserError, in_one_line
+from conf.load import load
+from conf.prompts import resolve_prompts
+from conf.resume import RunLock, check_resume, save_config
+from conf.schema import Config
+from conf.validate import validate
+from evaluation.record import by_place, record_end, record_sitting
+from evaluation.report import write_report
+from learner.learner import Learner
+from policy.policy import Policy
+from rewards.base import try_out
+from rewards.registry import resolve
+from workers.publisher import Publisher
+from workers.sampler import Sampler
+from workers.scorer import Scorer
+from workers.trainer import Trainer
+
+
+def run(config: Config, prompts: Sequence[str]) -> Path:
+    """Begins the run or goes on with it, until it is finished. Gives its folder.
+
+    Raises UserError for what is wrong with the settings, RunStopped when the run cannot go on, and whatever else a
+    worker raises: here nobody takes its place.
+    """
+    validate(config)
+    exact_float32()
+    device, started = "cuda" if torch.cuda.is_available() else "cpu", time.time()
+    run_dir = Path(config.run.dir) / config.run.name
+    with RunLock(run_dir):
+        check_resume(run_dir, config, list(prompts))
+        save_config(run_dir, config, list(prompts))
+        learner = Learner.load(config, device)
+        policy = Policy.load(config.model, config.sampling, config.run.seed, device, trainable=False)
+        rewards = [resolve(name, reward.path, reward.args) for name, reward in config.rewards.items()]
+        for reward in rewards:
+            try_out(reward, prompts, policy.image_size)
+
+        buffer = TrajectoryBuffer(run_dir, plan_of(config, prompts), rules_of(config), combination_of(config))
+        publisher = Publisher(config, run_dir, buffer, lambda weights: weights, max(buffer.state.next_batch, 0))
+        clocks = {"learner-0.0": Clock(), "sampler-0.0": Clock()} | {f"reward-{r.name}-0.0": Clock() for r in rewards}
+        trainer = Trainer("learner-0.0", learner, buffer, run_dir, clocks["learner-0.0"])
+        sampler = Sampler("sampler-0.0", policy, buffer, lambda weights: weights, clocks["sampler-0.0"])
+        workers: list[tuple[Sampler | Scorer | Trainer, int]] = [(sampler, config.samplers.threads)]
+        for reward in rewards:
+            name, own = f"reward-{reward.name}-0.0", config.rewards[reward.name]
+            workers.append((Scorer(name, reward, own.batch_size, buffer, clocks[name]), own.threads))
+        workers.append((trainer, config.learner.threads))
+
+        trainer.begin()
+        while not buffer.finished:
+            publisher.step(buffer.news())
+            found_work = []
+            for worker, threads in workers:
+                torch.set_num_threads(threads)  # last bits depend on it
+                found_work.append(worker.step())
+            assert any(found_work), f"nobody has anything to do: {buffer.status()}"
+        publisher.step(buffer.news())
+        publisher.save_lora()
+        publisher.close()
+        buffer.close()
+        record_sitting(run_dir, buffer.epoch, started, by_place({name: clock.read() for name, clock in clocks.items()}))
+        write_report(run_dir)
+        record_end(run_dir, config.run.batches)
+    return run_dir
+
+
+def main(arguments: list[str]) -> int:
+    print_anywhere()
+    try:
+        config = load(arguments)
+        print(f"finished: see {run(config, resolve_prompts(config.prompts))}/report.html")
+    except (UserError, RunStopped) as reason:
+        print(f"workers.local: {in_one_line(reason)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

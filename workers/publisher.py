@@ -1,0 +1,107 @@
+"""The publisher: what follows once a version is trained or an evaluation is over, for people and for samplers.
+
+a batch journaled as trained     its row of metrics, then its weights where samplers find them
+a finished evaluation            its row, and its grid of pictures
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+from torch import Tensor
+
+from buffer.messages import News
+from buffer.orders import Version
+from conf.errors import UserError
+from conf.schema import Config
+from evaluation.grids import cells, save_grid
+from learner import recovery
+from monitoring.metrics import MetricsLog
+from policy import lora
+
+
+class PublishingBuffer(Protocol):
+    """What the publisher asks of the buffer; see `TrajectoryBuffer`."""
+
+    def current(self) -> tuple[Version, str] | None: ...
+    def publish(self, version: Version, weights: Any) -> None: ...
+    def evaluation(self, version: int, pictures: int) -> tuple[pa.Table, dict[int, np.ndarray] | None]: ...
+    def evaluation_missed(self, version: int, why: str) -> None: ...
+
+
+class Publisher:
+    """Call `step` with the news, again and again; `close` at the end."""
+
+    def __init__(
+        self,
+        config: Config,
+        run_dir: Path,
+        buffer: PublishingBuffer,
+        share: Callable[[Mapping[str, Tensor]], Any],
+        trained: int,
+    ) -> None:
+        """share: puts a LoRA where samplers find it, and gives what they find it by. trained: batches so far."""
+        self.config = config
+        self.run_dir = run_dir
+        self.buffer = buffer
+        self.share = share
+        self.log = MetricsLog(run_dir, trained)
+        self.shared: dict[Version, Any] = {}  # of the versions that somebody may still ask for
+
+    def step(self, news: News, more: Callable[[int], Mapping[str, float]] = lambda trained: {}) -> None:
+        """more: further numbers for the row of the last of so many trained batches. Raises UserError if the recovery
+        point of a version that samplers need is damaged."""
+        for version, recovery_point in news.to_publish:
+            self._publish(version, recovery_point, news, more)
+        self.shared = {version: shared for version, shared in self.shared.items() if version in news.served}
+        for evaluated in news.evaluations:
+            if evaluated not in self.log.versions:
+                self._record_evaluation(evaluated)
+
+    def save_lora(self) -> Path:
+        """Writes the newest LoRA, if there is one yet, to `lora/`, with its scale in its weights: for any program."""
+        folder = self.run_dir / "lora"
+        if (newest := self.buffer.current()) is None:
+            return folder
+        version, recovery_point = newest
+        temporary = folder / "writing.tmp"
+        weights = recovery.read_lora(self.run_dir / recovery_point, version)
+        with recovery.operating_system_errors():
+            lora.export(weights, temporary, self.config.model.lora)
+        (temporary / lora.WEIGHT_NAME).replace(folder / lora.WEIGHT_NAME)
+        temporary.rmdir()
+        return folder
+
+    def close(self) -> None:
+        self.log.close()
+
+    def _publish(
+        self, version: Version, recovery_point: str, news: News, more: Callable[[int], Mapping[str, float]]
+    ) -> None:
+        """The row first: who dies in between finds the version unpublished and does both again. Where a damaged
+        recovery point is needed by an evaluation alone, that one is missed."""
+        folder = self.run_dir / recovery_point
+        try:
+            if version not in self.shared:
+                self.shared[version] = self.share(recovery.read_lora(folder, version))
+            if version.number > 0 and version.number - 1 not in self.log.batches:
+                row = recovery.read_metrics(folder, version)
+                self.log.add_batch(version.number - 1, {**row, **more(version.number)})
+        except UserError as error:
+            if version.number >= news.status["trained_batches"] - self.config.buffer.max_staleness:
+                raise
+            self.buffer.evaluation_missed(version.number, str(error))
+            return
+        self.buffer.publish(version, self.shared[version])
+
+    def _record_evaluation(self, version: int) -> None:
+        grid = self.config.evaluation.grid
+        rows, pictures = self.buffer.evaluation(version, grid)
+        drawn = cells(rows.slice(0, grid), pictures or {}, tuple(self.config.rewards))
+        if drawn is not None:
+            save_grid(self.run_dir / "samples" / f"v{version:05d}.png", *drawn)
+        scores = rows["reward"].drop_null().to_numpy()
+        known = {"reward/mean": float(scores.mean()), "reward/std": float(scores.std())} if len(scores) else {}
+        self.log.add_evaluation(version, known)

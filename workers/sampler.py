@@ -1,0 +1,55 @@
+"""A sampler: claims an order, rolls it out at the version it is bound to, and hands the trajectories in."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from buffer.orders import Version
+from buffer.protocol import Buffer
+from buffer.schema import rollout_table
+from common.blame import describe, is_the_workers
+from common.clock import Clock
+from policy.policy import Policy
+from policy.rollout import NonFinite, rollout
+
+
+class Sampler:
+    """Call `step` again and again."""
+
+    def __init__(
+        self, name: str, policy: Policy, buffer: Buffer, fetch: Callable[[Any], Mapping[str, Tensor]], clock: Clock
+    ) -> None:
+        """fetch: the LoRA of what a version was published with."""
+        self.name = name
+        self.policy = policy
+        self.buffer = buffer
+        self.fetch = fetch
+        self.clock = clock
+        self.loaded: Version | None = None
+
+    def step(self) -> bool:
+        """Whether there was an order. Raises what a rollout raises: nobody knows what that left of this process, so
+        another sampler has to take its place."""
+        claim = self.buffer.claim(self.name)
+        if claim is None:
+            return False
+        order = claim.order
+        with self.clock.on("loading weights"):
+            if claim.version != self.loaded:
+                self.policy.load_lora_state(self.fetch(claim.weights))
+                self.loaded = claim.version
+        try:
+            with self.clock.on("rolling out"):
+                made = rollout(self.policy, order.prompts, order.seeds)
+        except NonFinite as error:  # of this order, and the next may be well
+            self.buffer.order_failed(order.order_id, self.name, str(error))
+            return True
+        except Exception as error:
+            if not is_the_workers(error):
+                self.buffer.order_failed(order.order_id, self.name, describe(error))
+            raise
+        with self.clock.on("handing in"):
+            table = rollout_table(order, made.latents, made.timesteps, made.log_probs, made.images)
+            self.buffer.add(order.order_id, claim.version, table)
+        return True
