@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 from buffer.errors import RunStopped
+from common.errors import UserError, in_one_line
 from common.terminal import print_anywhere
-from conf.errors import UserError, in_one_line
 from conf.load import help_text, load
 from conf.prompts import resolve_prompts
 from conf.scale import ask

@@ -36,17 +36,17 @@ from actors.reward_actor import RewardActor
 from actors.sampler_actor import SamplerActor
 from buffer.errors import RunStopped
 from buffer.messages import News
-from buffer.mirroring import Mirroring
 from buffer.orders import Plan
 from buffer.settings import combination_of, rules_of
+from common.errors import UserError
 from conf import scale
-from conf.errors import UserError
 from conf.load import from_file
 from conf.resume import save_config
 from conf.schema import Config
-from evaluation.record import by_place, record_sitting
+from mirror.mirroring import Mirroring
 from monitoring.advice import Advice, Window, advise, role_of
 from monitoring.display import Snapshot
+from report.record import by_place, record_sitting
 from workers.publisher import Publisher
 
 POLL_S = 1.0

@@ -14,7 +14,7 @@ from actors.placement import node_lives, node_of
 from actors.remote_buffer import RemoteBuffer
 from buffer.errors import RunStopped
 from common.blame import describe, is_the_workers
-from conf.errors import UserError
+from common.errors import UserError
 
 FIRST_DELAY_S = 1.0
 LONGEST_DELAY_S = 60.0

@@ -14,7 +14,7 @@ from ray.actor import ActorHandle
 from actors.devices import hide_unreserved_gpus
 from actors.remote_buffer import RemoteBuffer
 from common.clock import Clock
-from conf.errors import UserError
+from common.errors import UserError
 from conf.schema import Config
 from learner.learner import Learner
 from learner.ranks import Meeting, Ranks

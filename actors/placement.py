@@ -11,7 +11,7 @@ import ray
 from ray.util.placement_group import NODE_ID_LABEL_KEY, placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-from conf.errors import UserError
+from common.errors import UserError
 from conf.schema import LearnerConfig
 
 Options = dict[str, Any]  # of an actor, for `options(...)`

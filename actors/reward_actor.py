@@ -7,8 +7,8 @@ from actors.devices import hide_unreserved_gpus
 from actors.remote_buffer import RemoteBuffer
 from common.blame import is_the_workers
 from common.clock import Clock
+from common.errors import UserError
 from common.precision import exact_float32
-from conf.errors import UserError
 from conf.schema import RewardConfig
 from rewards.base import NamedReward, the_machines, try_out
 from rewards.registry import resolve

@@ -7,19 +7,19 @@ from types import FrameType
 from actors.cluster import cluster
 from actors.driver import Driver
 from buffer.errors import full_disk_stops_the_run
-from buffer.mirror import Mirror
-from buffer.mirroring import Mirroring
 from buffer.settings import plan_of, rules_of
 from conf import scale
 from conf.resume import RunLock, check_resume, check_same, save_config
 from conf.schema import Config
 from conf.validate import cluster_fits, effective_gpus
-from evaluation.record import read_record, record_end
-from evaluation.report import write_report
 from evaluation.summary import compare, in_words
+from mirror.mirror import Mirror
+from mirror.mirroring import Mirroring
 from monitoring.display import Display
 from policy.stable_diffusion import check_policy, image_size
 from policy.tokens import check_prompts
+from report.record import read_record, record_end
+from report.report import write_report
 
 
 def run(config: Config, prompts: list[str]) -> None:

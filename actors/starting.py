@@ -13,7 +13,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from actors.placement import beside_the_driver
 from common.blame import describe
-from conf.errors import UserError
+from common.errors import UserError
 
 LOOK_S = 20.0  # between two looks at what Ray has written
 PATIENCE_S = 600.0  # for a first worker, where Ray says nothing

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from conf.errors import UserError
+from common.errors import UserError
 from conf.schema import Config
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.machine import describe, machine_info
+from common.machine import describe, machine_info
 
 MIB = 2**20
 COPIED = 512 * MIB  # more than any cache holds

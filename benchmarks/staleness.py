@@ -26,11 +26,11 @@ import numpy as np
 import torch
 
 from buffer.orders import Order, Plan
+from common.machine import describe, machine_info
 from common.terminal import print_anywhere
 from conf.load import load
 from conf.prompts import resolve_prompts
 from conf.schema import Config
-from evaluation.machine import describe, machine_info
 from learner.batch import Batch
 from learner.learner import Learner
 from policy.policy import Policy

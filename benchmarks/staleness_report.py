@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks.staleness import AGES, RESULTS, SEEDS, Cell, finished
 from common.terminal import print_anywhere
 from conf.load import load
-from evaluation.svg import Curve, chart
+from report.svg import Curve, chart
 
 NAMES = {False: "plain", True: "decoupled"}
 HEAD = (

@@ -15,7 +15,6 @@ written before the record that names them, and removed after the record that say
 at a time. A call that does not count answers False or None, or raises `Refused`; `RunStopped` ends the run.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from buffer import rollouts, scoring, training, workers
+from buffer.assembly import Assembly, first_pictures
 from buffer.combination import Combination
 from buffer.errors import Refused, RunStopped
 from buffer.journal import ALL_EPOCHS, Journal, read_counted
@@ -34,12 +34,12 @@ from buffer.messages import Claim, Lease, News, TakenBatch
 from buffer.orders import Plan, Version
 from buffer.retention import needed_files, old_recovery_points
 from buffer.rules import Rules
-from buffer.schema import ROLLOUT_COLUMNS, check_rollout, check_scores, scalar_rows, stack, tensors_of, with_tensors
+from buffer.schema import ROLLOUT_COLUMNS, check_rollout, check_scores, stack
 from buffer.score_types import ScoreTypes
 from buffer.state import File, Record, State, Step, fold, work_of
 from buffer.status import status_of
 from buffer.store import Store, roster_of
-from conf.errors import UserError
+from common.errors import UserError
 
 DELAY_S = 1.0  # of a disk, and more is nobody's time
 
@@ -230,34 +230,12 @@ class TrajectoryBuffer:
     # ---- evaluations
 
     def evaluation(self, version: int, pictures: int) -> tuple[pa.Table, dict[int, np.ndarray] | None]:
-        """Rows of a finished evaluation, and its first pictures: see `evaluations` and `evaluation_images`."""
-        return self.evaluations()[version], self.evaluation_images(version, pictures)
-
-    def evaluations(self) -> dict[int, pa.Table]:
-        """Rows of the finished evaluations by version number: scalars as in trajectories/, but for the batch's."""
-        return {
-            version: pq.read_table(self.run_dir / parquet)
-            for version, parquet in sorted(self.state.evaluations.items())
-            if parquet is not None
-        }
-
-    def evaluation_images(self, version: int, count: int) -> dict[int, np.ndarray] | None:
-        """Pictures of the first `count` pairs of a finished evaluation by trajectory id, uint8 [H, W, 3], without those
-        set aside. None when retention has dropped them (the two evaluations finished last are kept) or a file of them
-        is damaged."""
-        sizes = self.rules.sizes
-        orders = sizes.evaluation_orders(version)[: math.ceil(count / sizes.order_size)]
-        wanted = [trajectory_id for order_id in orders for trajectory_id in sizes.trajectory_ids(order_id)][:count]
-        pictures: dict[int, np.ndarray] = {}
-        for work in (work_of(self.state, order_id) for order_id in orders):
-            table = self._store.read_arrow(work.table) if work.table else None
-            if table is not None:
-                pictures |= zip(table["trajectory_id"].to_pylist(), tensors_of(table)["image"], strict=True)
-            elif len(work.set_aside) < sizes.order_size:
-                return None
-            for trajectory_id, _ in work.set_aside:
-                pictures.pop(trajectory_id, None)
-        return {trajectory_id: pictures[trajectory_id] for trajectory_id in wanted if trajectory_id in pictures}
+        """Rows of a finished evaluation, scalars as in trajectories/ but for the batch's; and its first pictures, see
+        `first_pictures`."""
+        parquet = self.state.evaluations[version]
+        assert parquet is not None, "it was missed"
+        rows = pq.read_table(self.run_dir / parquet)
+        return rows, first_pictures(self._store.read_arrow, self.rules.sizes, self.state, version, pictures)
 
     def evaluation_missed(self, version: int, why: str) -> None:
         """Close an evaluation that can no longer be served (its recovery point does not load)."""
@@ -388,47 +366,9 @@ class TrajectoryBuffer:
         if sentence not in self.notes:
             self.notes.append(sentence)
 
-    def _scores(self, orders: tuple[str, ...]) -> dict[str, dict[str, pa.Table | None]]:
-        """By order, each reward's scores. None: they are made again, being damaged, or of other types than those that
-        came last: the reward was mended between two starts."""
-        types = ScoreTypes()
-        found: dict[str, dict[str, pa.Table | None]] = {}
-        for order_id in sorted(orders, key=lambda order_id: -work_of(self.state, order_id).scored):
-            work = work_of(self.state, order_id)
-            whole = len(work.set_aside) < self.rules.sizes.order_size
-            found[order_id] = {}
-            for score in work.scores if whole else ():
-                table = self._read(order_id, score.file, score.reward)
-                if table is not None and not types.fit(score.reward, table.schema):
-                    self._make_again(
-                        order_id, score.reward, score.file, "is of other types than the reward's scores now"
-                    )
-                    table = None
-                if table is not None:
-                    types.check(score.reward, table.schema)
-                found[order_id][score.reward] = table
-        return found
-
     def _rows(self, orders: tuple[str, ...], tensors: bool) -> tuple[pa.Table | None, pa.Table]:
         """(rows that take part, rows set aside) of some orders, sorted; None for the first if anything is damaged."""
-        live, aside, whole = [], [], True
-        all_scores = self._scores(orders)
-        for order_id in orders:
-            work = work_of(self.state, order_id)
-            left_out = len(work.set_aside) == self.rules.sizes.order_size
-            table = self._read(order_id, work.table) if tensors and work.table and not left_out else None
-            scores = all_scores[order_id]
-            damaged_table = tensors and not left_out and table is None
-            whole = whole and not damaged_table and None not in scores.values()
-            if not whole:
-                continue
-            rows = scalar_rows(self.plan.order(order_id), work, scores, self.combination)
-            aside.append(rows.filter(rows["set_aside"].is_valid()))
-            if table is not None:
-                live.append(with_tensors(rows, table))
-            elif not tensors:
-                live.append(rows.filter(rows["set_aside"].is_null()))
-        return (stack(live) if whole else None), stack(aside) if aside else pa.table({})
+        return Assembly(self.plan, self.combination, self.state, self._read, self._make_again).rows(orders, tensors)
 
     def _finish_evaluations(self) -> None:
         """Write the Parquet file of each evaluation that is over, then journal it. One that comes to nothing stays open

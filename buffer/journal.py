@@ -22,7 +22,7 @@ from pathlib import Path
 
 from buffer.errors import RunStopped, full_disk_stops_the_run
 from buffer.state import Record
-from conf.errors import UserError
+from common.errors import UserError
 
 ALL_EPOCHS = 10**9
 

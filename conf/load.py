@@ -18,14 +18,14 @@ from typing import Any, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from common.errors import UserError, quoted, shown
 from conf import typed_yaml
-from conf.errors import UserError, quoted, shown
 from conf.names import check_reward_name
 from conf.places import write_out
-from conf.prompts import named_sets
 from conf.schema import Config
 from conf.settings import hint_of, is_text, section_type, settings, type_name, without_null
 from conf.texts import check_texts
+from prompts.sets import named_sets
 
 CONF = Path(__file__).resolve().parent
 

@@ -6,7 +6,7 @@ Databases and some file systems do not tell A from a, and metrics write _ for -;
 import re
 from collections.abc import Iterable
 
-from conf.errors import UserError, quoted, shown
+from common.errors import UserError, quoted, shown
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 # What stands beside a reward's column in the files of trajectories and evaluations, and in a batch.

@@ -4,7 +4,7 @@ import os
 import re
 from pathlib import Path
 
-from conf.errors import UserError, shown
+from common.errors import UserError, shown
 from conf.schema import Config
 
 LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes that a file system takes

@@ -1,47 +1,16 @@
-"""The prompts of a run, from exactly one of a named set, a list, or the user's text file.
-
-The paper's sets (Black et al. 2023, sections 5 and 6) are here, those of Emoji World in emoji_world/manifest.json.
-"""
+"""The prompts of a run, from exactly one of a named set, a list, or the user's text file."""
 
 import difflib
-import itertools
 import unicodedata
-from collections.abc import Callable
-from pathlib import Path
 
-from conf.errors import UserError, quoted, shown
-from conf.prompt_files import lines_of
+from common.errors import UserError, quoted, shown
 from conf.schema import PromptsConfig
 from conf.texts import unwritable
-from emoji_world.scenes import ACTIVITIES, ANIMALS, Scene, caption, make_manifest, plural, prompt_set
+from prompts.files import lines_of
+from prompts.sets import named_sets, prompts_of
 
 # CLIP reads 77 tokens; a line far beyond is no prompt but, say, a page of text without line breaks.
 LONGEST = 1000
-NUMBERS = ("two", "three", "four", "five", "six", "seven", "eight")
-IMAGENET_ANIMALS = Path(__file__).resolve().parent / "prompt_sets" / "imagenet_animals.txt"
-
-PAPER_SETS: dict[str, tuple[str, Callable[[], list[str]]]] = {
-    "imagenet_animals": (
-        "the 398 animal classes of ImageNet",
-        lambda: IMAGENET_ANIMALS.read_text(encoding="utf-8").splitlines(),
-    ),
-    "common_animals": ("the paper's 45 common animals", lambda: list(ANIMALS)),
-    "animal_activities": (
-        "the 45 animals in the paper's three activities, 'a cat washing the dishes'",
-        lambda: [caption(Scene(a, 1, s)) for a, s in itertools.product(ANIMALS, ACTIVITIES)],
-    ),
-    "counting": (
-        "two to eight of the 45 animals, 'three cats'",
-        lambda: [f"{n} {plural(a)}" for a, n in itertools.product(ANIMALS, NUMBERS)],
-    ),
-}
-
-
-def named_sets() -> dict[str, str]:
-    """The named prompt sets: name -> what is in it."""
-    emoji = make_manifest()["prompts"]
-    sets = {name: f"{len(prompts)} captions of Emoji World, {prompts[0]!r}" for name, prompts in emoji.items()}
-    return sets | {name: meaning for name, (meaning, _) in PAPER_SETS.items()}
 
 
 def resolve_prompts(prompts: PromptsConfig) -> list[str]:
@@ -67,7 +36,7 @@ def _named_set(name: str) -> list[str]:
         close = difflib.get_close_matches(name[:100], known, n=1)
         guess = f", did you mean {close[0]}?" if close else ""
         raise UserError(f"prompts.set={shown(name)} is not a prompt set{guess}: there are {', '.join(known)}")
-    return PAPER_SETS[name][1]() if name in PAPER_SETS else prompt_set(name)
+    return prompts_of(name)
 
 
 def _checked(texts: list[str], source: str, unit: str, blank_is_skipped: bool = False) -> list[str]:

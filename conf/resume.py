@@ -19,7 +19,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from conf.errors import UserError, quoted, shown
+from common.errors import UserError, quoted, shown
 from conf.load import from_file
 from conf.schema import Config
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from conf.errors import UserError, shown
+from common.errors import UserError, shown
 from conf.load import from_file, merge, parse_overrides, read_yaml, to_config
 from conf.resume import RunLock, flatten, write_atomically
 from conf.schema import Config

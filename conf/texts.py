@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Iterator
 from typing import Any, get_origin
 
-from conf.errors import UserError, shown
+from common.errors import UserError, shown
 from conf.schema import Config
 from conf.settings import below, is_text, without_null
 

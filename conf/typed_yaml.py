@@ -10,7 +10,7 @@ from typing import Any, get_args, get_origin
 import yaml
 from yaml.resolver import BaseResolver
 
-from conf.errors import UserError, shown
+from common.errors import UserError, shown
 from conf.settings import below, is_text, without_null
 from conf.texts import unwritable
 

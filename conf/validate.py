@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Callable
 
-from conf.errors import UserError, quoted
+from common.errors import UserError, quoted
 from conf.names import check_different
 from conf.places import check_room_for_sockets
 from conf.prompts import resolve_prompts

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from emoji_world.scenes import ANIMALS, NUMBER_WORDS, SETTINGS, Scene, parse
+from prompts.scenes import ANIMALS, NUMBER_WORDS, SETTINGS, Scene, parse
 
 WEIGHTS = Path(__file__).parent / "weights" / "classifier.safetensors"
 SETTING_NAMES = tuple(SETTINGS)

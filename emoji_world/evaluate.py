@@ -15,13 +15,13 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from PIL import Image
 
+from common.machine import machine_info
 from common.terminal import print_anywhere
 from emoji_world.classifier import accuracy, classify
 from emoji_world.pretrain_unet import WEIGHTS
 from emoji_world.pretrain_vae import to_model
-from emoji_world.scenes import all_scenes, caption, parse
 from emoji_world.train_classifier import unseen
-from evaluation.machine import machine_info
+from prompts.scenes import all_scenes, caption, parse
 
 DOCS = Path("docs/images")
 GRID_PROMPTS = (

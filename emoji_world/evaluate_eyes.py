@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 
+from common.machine import machine_info
 from common.terminal import print_anywhere
 from emoji_world.classifier import classify
 from emoji_world.evaluate import generate
@@ -20,8 +21,7 @@ from emoji_world.pretrain_unet import WEIGHTS as PIPELINE
 from emoji_world.pretrain_vae import TEST_PICTURES
 from emoji_world.questions import ANIMAL_QUESTIONS, CAPTION_QUESTIONS, NUMBER_QUESTIONS, describe
 from emoji_world.render import POOL, load_pool
-from emoji_world.scenes import Scene, all_scenes, caption, parse, plural
-from evaluation.machine import machine_info
+from prompts.scenes import Scene, all_scenes, caption, parse, plural
 from rewards.bert_score import BertScore
 from rewards.clip_model import ClipModel
 from rewards.vision_language import VisionLanguageModel

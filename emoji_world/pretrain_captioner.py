@@ -24,9 +24,9 @@ from emoji_world.fit import fit
 from emoji_world.pretrain_vae import TEST_PICTURES, to_model
 from emoji_world.questions import all_texts, draw_question
 from emoji_world.render import POOL, SIZE, background, load_pool
-from emoji_world.scenes import SETTINGS, Scene
 from emoji_world.train_classifier import augment
 from emoji_world.word_tokenizer import END, IMAGE, make_tokenizer
+from prompts.scenes import SETTINGS, Scene
 
 WEIGHTS = Path(__file__).parent / "weights" / "captioner"
 PATCH = 8  # pixels a side: what the renderer's grid makes a finite vocabulary of patches

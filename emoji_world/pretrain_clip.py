@@ -20,9 +20,9 @@ from common.terminal import print_anywhere
 from emoji_world.fit import fit
 from emoji_world.pretrain_vae import TEST_PICTURES, to_model
 from emoji_world.render import POOL, SIZE, load_pool
-from emoji_world.scenes import Scene, caption
 from emoji_world.tokenizer import MAX_LENGTH, save_tokenizer
 from emoji_world.train_classifier import augment
+from prompts.scenes import Scene, caption
 from rewards.aesthetic import AestheticHead
 from rewards.clip_model import ClipModel
 

@@ -22,8 +22,8 @@ from common.terminal import print_anywhere
 from emoji_world.muon import make_optimizers
 from emoji_world.pretrain_vae import LATENT_CHANNELS, TEST_PICTURES, to_model
 from emoji_world.render import POOL, load_pool
-from emoji_world.scenes import PLACES, Scene, caption
 from emoji_world.tokenizer import MAX_LENGTH, save_tokenizer
+from prompts.scenes import PLACES, Scene, caption
 
 WEIGHTS = Path(__file__).parent / "weights" / "pipeline"
 EMA = 0.999

@@ -6,7 +6,7 @@ it is asked about cats.
 
 import numpy as np
 
-from emoji_world.scenes import ANIMALS, SETTINGS, Scene, caption, plural
+from prompts.scenes import ANIMALS, SETTINGS, Scene, caption, plural
 
 CAPTION_QUESTIONS = (
     "Answer concisely: what is going on in this image?",  # of Black et al. 2023

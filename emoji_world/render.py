@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from common.terminal import print_anywhere
-from emoji_world.scenes import ANIMALS, Scene, all_scenes
+from prompts.scenes import ANIMALS, Scene, all_scenes
 
 SIZE = 64  # pixels a side
 CELL = 8  # pixels a side of what one latent sees first

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import CLIPTokenizer
 
-from emoji_world.scenes import all_scenes, caption
+from prompts.scenes import all_scenes, caption
 
 MAX_LENGTH = 16
 START, END = "<|startoftext|>", "<|endoftext|>"

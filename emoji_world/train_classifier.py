@@ -18,7 +18,7 @@ from common.terminal import print_anywhere
 from emoji_world.classifier import SETTING_NAMES, WEIGHTS, SceneClassifier, accuracy
 from emoji_world.pretrain_vae import to_model
 from emoji_world.render import POOL, load_pool, render
-from emoji_world.scenes import ANIMALS, all_scenes, caption
+from prompts.scenes import ANIMALS, all_scenes, caption
 
 
 def augment(x: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:

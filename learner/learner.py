@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from buffer.orders import Version
-from conf.errors import UserError
+from common.errors import UserError
 from conf.schema import Config
 from learner import recovery
 from learner.advantages import PerPromptTracker

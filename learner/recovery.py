@@ -27,7 +27,7 @@ from torch import Tensor
 
 from buffer.errors import full_disk_stops_the_run
 from buffer.orders import Version
-from conf.errors import UserError
+from common.errors import UserError
 from policy import lora
 from policy.policy import Policy
 

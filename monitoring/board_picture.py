@@ -11,8 +11,8 @@ import time
 import urllib.error
 from pathlib import Path
 
-from evaluation.svg import Curve, chart
 from monitoring.board import Panel, Query, ask, panels
+from report.svg import Curve, chart
 
 DAY_S = 86400.0
 POINTS = 300  # of a line

@@ -16,7 +16,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from conf.errors import UserError
+from common.errors import UserError
 
 SMALLEST_STD = 1e-4  # below it float32's rounding of the mean (1e-7) moves the log-prob by more than the clip range
 

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from conf.errors import UserError
+from common.errors import UserError
 from conf.schema import LoraConfig
 from policy.lora_file import WEIGHT_NAME, Layer
 

@@ -24,7 +24,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from conf.errors import UserError
+from common.errors import UserError
 
 WEIGHT_NAME = "pytorch_lora_weights.safetensors"
 SUFFIX = ".safetensors"

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from common.errors import UserError
 from common.precision import exact_float32
-from conf.errors import UserError
 from conf.schema import DType, LoraConfig, ModelConfig, SamplingConfig
 from policy import gaussian, lora, lora_file
 from policy.stable_diffusion import StableDiffusion, without_weights

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from common.blame import is_the_workers
-from conf.errors import UserError
+from common.errors import UserError
 from conf.schema import ModelConfig
 
 # model_index.json's _class_name of the families in policy/, and the files that hold each part's weights

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel
 from transformers.utils import logging as transformers_logging
 
-from conf.errors import UserError
+from common.errors import UserError
 from conf.schema import ModelConfig, SamplingConfig
 from policy import lora, lora_file
 from policy.gaussian import Schedule, ddim_schedule

@@ -10,7 +10,7 @@ from typing import Any
 from diffusers.loaders import TextualInversionLoaderMixin
 from transformers import CLIPTextConfig, CLIPTokenizer
 
-from conf.errors import UserError
+from common.errors import UserError
 from conf.schema import ModelConfig
 from policy.source import read_part
 

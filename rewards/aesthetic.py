@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from conf.errors import UserError
+from common.errors import UserError
 from rewards import weights
 from rewards.clip_model import ClipModel
 

@@ -10,7 +10,7 @@ import torch
 
 from common import blame
 from common.blame import is_the_workers
-from conf.errors import UserError
+from common.errors import UserError
 from rewards.columns import cells_of, check_name, in_words, unified
 
 LONGEST_MESSAGE = 200  # characters of a message that is somebody else's, within a sentence of ours

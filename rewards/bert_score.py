@@ -8,7 +8,7 @@ from torchmetrics.functional.text import bert_score
 from transformers import AutoModel, AutoTokenizer
 
 from common.blame import is_the_workers
-from conf.errors import UserError
+from common.errors import UserError
 from rewards.base import describe
 
 LONGEST = 128  # tokens of a text; what is beyond is cut off

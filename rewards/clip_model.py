@@ -10,7 +10,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
 from common.blame import is_the_workers
-from conf.errors import UserError
+from common.errors import UserError
 from rewards.base import describe
 
 SCHEMAS = ("hf-hub:", "local-dir:")  # of open_clip's own names; they bring their weights along

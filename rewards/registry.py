@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.blame import is_the_workers, shortened
-from conf.errors import UserError
+from common.errors import UserError
 from rewards.base import NamedReward, describe
 
 # By import path, too: who wants one reward does not wait for the libraries of all.

@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from common.blame import is_the_workers
-from conf.errors import UserError
+from common.errors import UserError
 from rewards.base import describe
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")

@@ -12,7 +12,7 @@ import inflect
 import numpy as np
 
 from common.blame import shortened
-from conf.errors import UserError
+from common.errors import UserError
 from rewards.base import Scores
 from rewards.vision_language import VisionLanguageModel
 

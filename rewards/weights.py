@@ -8,7 +8,7 @@ from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from conf.errors import UserError
+from common.errors import UserError
 from rewards.base import describe
 
 

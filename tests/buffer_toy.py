@@ -128,3 +128,8 @@ def finish(b: TrajectoryBuffer) -> None:
         publish(b)
         assert any(moved) or b.finished, b.status()
     raise AssertionError("the run does not end")
+
+
+def evaluations(b: TrajectoryBuffer) -> dict[int, pa.Table]:
+    """Rows of the finished evaluations by version."""
+    return {version: b.evaluation(version, 0)[0] for version, rows in sorted(b.state.evaluations.items()) if rows}

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 from conf.load import load
 from conf.prompts import resolve_prompts
 from conf.resume import save_config
-from evaluation.grids import save_grid
-from evaluation.record import record_sitting
+from report.grids import save_grid
+from report.record import record_sitting
 
 PAIRS = 32
 

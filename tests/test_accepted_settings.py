@@ -8,7 +8,7 @@ import pytest
 
 from buffer.orders import Order
 from buffer.schema import rollout_table
-from conf.errors import UserError
+from common.errors import UserError
 from conf.load import load
 from conf.schema import Algorithm, DType, GuidanceGradient
 from conf.validate import validate

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from buffer.errors import RunStopped
 from buffer.journal import Journal, counted, encode, file_name, read, read_counted
-from conf.errors import UserError
+from common.errors import UserError
 
 
 def opened(folder: Path) -> Journal:

@@ -17,14 +17,14 @@ from pyarrow.fs import FileInfo, FileSelector, FileSystemHandler, LocalFileSyste
 
 from buffer.buffer import TrajectoryBuffer
 from buffer.errors import RunStopped
-from buffer.mirror import Mirror, Overtaken
-from buffer.mirror_epochs import Epochs, epoch_of
-from buffer.mirroring import Mirroring
 from buffer.orders import Plan
-from buffer.remote import Remote
 from buffer.state import restarted
-from conf.errors import UserError
-from tests.buffer_toy import PLAN, buffer, publish, roll_out, score, scored, start, train, write_weights
+from common.errors import UserError
+from mirror.epochs import Epochs, epoch_of
+from mirror.mirror import Mirror, Overtaken
+from mirror.mirroring import Mirroring
+from mirror.remote import Remote
+from tests.buffer_toy import PLAN, buffer, evaluations, publish, roll_out, score, scored, start, train, write_weights
 from tests.running import TIMEOUT_S
 from tests.test_buffer_run import rows
 
@@ -154,7 +154,7 @@ def complete(run: Path, k: int) -> None:
     assert [row["trajectory_id"] for batch in found.values() for row in batch] == list(range(3 * PLAN.batch_size))
     assert all(row["age"] == row["batch"] - row["policy_version"] <= k for batch in found.values() for row in batch)
     b = buffer(run, **settings(k))
-    assert b.finished and list(b.evaluations()) == [0, 2, 3]
+    assert b.finished and list(evaluations(b)) == [0, 2, 3]
     digests = [trained.version.digest for trained in b.state.trained]
     assert all(digests[r["policy_version"]] == r["policy_digest"] for batch in found.values() for r in batch)
     b.close()
@@ -448,7 +448,7 @@ def test_a_mirror_that_fails_holds_nothing_up_and_is_complete_in_the_end(tmp_pat
     with Mirroring(mirror, b.rules.served) as mirroring:
         mirroring.start()
         began = time.monotonic()
-        go_on(b, lambda: mirroring.follow(max(b.state.next_batch, 0), len(b.evaluations())))
+        go_on(b, lambda: mirroring.follow(max(b.state.next_batch, 0), len(evaluations(b))))
         assert mirroring.behind == 3 or time.monotonic() - began > 1.0
         mirroring.finish()
     assert mirroring.behind == 0 and mirroring.failures == 2

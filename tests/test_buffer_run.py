@@ -22,11 +22,12 @@ from buffer.messages import Claim, Lease
 from buffer.orders import Plan, Version, parse
 from buffer.schema import tensors_of
 from buffer.state import restarted
-from conf.errors import UserError
+from common.errors import UserError
 from tests.buffer_toy import (
     PLAN,
     V0,
     buffer,
+    evaluations,
     finish,
     publish,
     roll_out,
@@ -734,20 +735,20 @@ def test_evaluations_come_first_hold_nothing_up_and_are_the_same_pairs(tmp_path:
     b.worker_died("e0")
     b.worker_died("e1")
     finish(b)
-    tables = b.evaluations()
+    tables = evaluations(b)
     assert list(tables) == [0, 2, 3]
     pairs = [list(zip(t["prompt"].to_pylist(), t["seed"].to_pylist(), strict=True)) for t in tables.values()]
     assert pairs[0] == pairs[1] == pairs[2] and len(set(pairs[0])) == 4
     assert [t["policy_version"].to_pylist() for t in tables.values()] == [[v] * 4 for v in (0, 2, 3)]
     assert not {"batch", "age", "age_in_flight", "advantage"} & set(tables[0].column_names)
-    images = b.evaluation_images(3, 3)
+    images = b.evaluation(3, 3)[1]
     first, second = PLAN.evaluation(3)
     assert images is not None and list(images) == [*first.trajectory_ids, second.trajectory_ids[0]]
     made = tensors_of(rolled_out(first, b.state.trained[3].version))["image"]
     np.testing.assert_array_equal([images[id] for id in first.trajectory_ids], made)
     assert images[second.trajectory_ids[0]].shape == (4, 4, 3)
-    assert b.evaluation_images(0, 3) is None  # retention: the last two are kept
-    assert buffer(tmp_path, evaluate_versions=(0, 2, 3)).evaluations().keys() == tables.keys()
+    assert b.evaluation(0, 3)[1] is None  # retention: the last two are kept
+    assert evaluations(buffer(tmp_path, evaluate_versions=(0, 2, 3))).keys() == tables.keys()
 
 
 def test_pictures_of_an_evaluation_go_by_their_ids_whatever_was_set_aside(tmp_path: Path) -> None:
@@ -763,9 +764,9 @@ def test_pictures_of_an_evaluation_go_by_their_ids_whatever_was_set_aside(tmp_pa
             b.pictures_failed("size", lease.order_id, lease.table_digest, "r0", {broken: "no animal"})
         else:
             assert b.add_scores("size", lease.order_id, lease.table_digest, scored(lease))
-    assert list(b.evaluations()) == [0]
-    rows = b.evaluations()[0]
-    images = b.evaluation_images(0, 3)
+    assert list(evaluations(b)) == [0]
+    rows = evaluations(b)[0]
+    images = b.evaluation(0, 3)[1]
     assert images is not None and list(images) == [first.trajectory_ids[1], second.trajectory_ids[0]]
     assert rows["trajectory_id"].to_pylist() == [*first.trajectory_ids, *second.trajectory_ids]
     assert rows["set_aside"].null_count == 3 and "no animal" in rows["set_aside"][0].as_py()
@@ -776,7 +777,7 @@ def test_an_evaluation_that_cannot_be_served_is_missed(tmp_path: Path) -> None:
     b = buffer(tmp_path, evaluate_versions=(0, 3), batches=4)  # version 0 is gone by now
     assert b.status()["evaluations_missed"] == [0] and "missed" in b.notes[0]
     finish(b)
-    assert list(b.evaluations()) == [3]
+    assert list(evaluations(b)) == [3]
     assert buffer(tmp_path, evaluate_versions=(0, 3), batches=4).finished
 
 
@@ -787,7 +788,7 @@ def test_an_evaluation_shows_what_there_is_and_stops_nothing(tmp_path: Path) -> 
     fail_everything(b, orders=1)
     assert b.stop is None
     finish(b)
-    assert b.evaluations()[0]["reward"].null_count == 2 and b.evaluations()[3]["reward"].null_count == 0
+    assert evaluations(b)[0]["reward"].null_count == 2 and evaluations(b)[3]["reward"].null_count == 0
 
 
 def test_an_evaluation_that_comes_to_nothing_is_left_for_the_next_start(tmp_path: Path) -> None:
@@ -801,7 +802,7 @@ def test_an_evaluation_that_comes_to_nothing_is_left_for_the_next_start(tmp_path
     assert train(b)  # the batch did not wait
     mended = buffer(tmp_path, evaluate_versions=(0, 3))
     finish(mended)
-    assert mended.evaluations()[0]["reward"].null_count == 0
+    assert evaluations(mended)[0]["reward"].null_count == 0
 
 
 def test_an_evaluation_that_comes_to_nothing_is_missed_at_the_end(tmp_path: Path) -> None:
@@ -825,7 +826,7 @@ def test_deaths_at_an_evaluation_stop_nothing(tmp_path: Path) -> None:
     assert claim and claim.order.order_id == "e00000.01"
     b.worker_died("s9")
     finish(b)
-    assert b.status()["evaluations_missed"] == [0] and 3 in b.evaluations()
+    assert b.status()["evaluations_missed"] == [0] and 3 in evaluations(b)
 
 
 @pytest.mark.parametrize("k", [0, 1, 2])
@@ -839,7 +840,7 @@ def test_an_evaluation_is_scored_though_the_reward_always_has_more_to_do(k: int,
         score(b)
         train(b)
         publish(b)
-        assert len(b.evaluations()) >= b.state.next_batch - k - 1, "evaluations starve"
+        assert len(evaluations(b)) >= b.state.next_batch - k - 1, "evaluations starve"
 
 
 # ---- epochs

@@ -11,7 +11,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 from actors.cluster import cluster
 from actors.travel import check_places, travelling
-from conf.errors import UserError
+from common.errors import UserError
 from conf.load import load
 from tests.cluster.lab import local_file
 from tests.running import ROOT

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from conf.errors import UserError
+from common.errors import UserError
 from conf.load import load
 from conf.validate import cluster_fits, validate
 

@@ -9,10 +9,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from conf.load import CONF, experiments, from_file, help_text, load
-from conf.prompts import named_sets, resolve_prompts
+from conf.prompts import resolve_prompts
 from conf.schema import Algorithm, Config, DType, PromptsConfig
 from conf.settings import settings
 from conf.validate import RANGES, cluster_fits, effective_gpus, validate
+from prompts.sets import named_sets
 
 
 @pytest.mark.parametrize("name", experiments())

@@ -8,7 +8,7 @@ import pytest
 
 from actors.gauges import OF_ALL_REWARDS
 from buffer.schema import ROLLOUT_COLUMNS
-from conf.errors import UserError
+from common.errors import UserError
 from conf.load import load
 from conf.names import COLUMNS, METRICS
 from conf.validate import validate

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from conf.errors import UserError
+from common.errors import UserError
 from conf.load import load
 from conf.resume import RunLock, save_config
 from conf.validate import validate

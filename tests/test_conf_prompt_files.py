@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from conf.errors import UserError
+from common.errors import UserError
 from conf.prompts import resolve_prompts
 from conf.schema import PromptsConfig
 

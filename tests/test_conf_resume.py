@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from conf.errors import UserError
+from common.errors import UserError
 from conf.load import CONF, load
 from conf.prompts import resolve_prompts
 from conf.resume import MAY_CHANGE, RunLock, check_resume, flatten, save_config

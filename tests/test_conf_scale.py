@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import UserError
 from conf import scale
-from conf.errors import UserError
 from conf.load import load
 from conf.resume import RunLock, save_config
 from tests.running import wait_for

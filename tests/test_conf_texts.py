@@ -13,7 +13,7 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from conf.errors import LONGEST, UserError
+from common.errors import LONGEST, UserError
 from conf.load import load
 from conf.prompts import resolve_prompts
 from conf.resume import check_same, save_config

@@ -1,7 +1,6 @@
 """Emoji World: captions, the split, the committed weights, and that the pictures show what their prompts say."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,16 +8,17 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
-from emoji_world import scenes
 from emoji_world.classifier import accuracy, classify
-from emoji_world.scenes import Scene, all_scenes, caption, make_manifest, parse, plural, prompt_set
+from prompts import scenes
+from prompts.scenes import Scene, all_scenes, caption, make_manifest, parse, plural, prompt_set
 from rewards.aesthetic import Aesthetic
 from rewards.bert_score import BertScore
 from rewards.clip_model import ClipModel
 from rewards.vision_language import VisionLanguageModel
 from rewards.vqa import says
+from tests.running import ROOT
 
-WEIGHTS = Path(scenes.__file__).parent / "weights"
+WEIGHTS = ROOT / "emoji_world" / "weights"
 PIPELINE = WEIGHTS / "pipeline"
 
 

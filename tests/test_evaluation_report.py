@@ -15,17 +15,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from conf.errors import UserError
+from common.errors import UserError
+from common.machine import describe, machine_info
 from conf.load import load
 from conf.resume import save_config
-from evaluation import judge
-from evaluation.grids import CAPTION_SIZE, GAP, MISSING, captions_of, cells, grid, save_grid
-from evaluation.machine import describe, machine_info
-from evaluation.record import by_place, read_record, record_sitting
-from evaluation.report import spread, write_report
-from evaluation.sections import signed
+from emoji_world import judge
 from evaluation.summary import compare, read_evaluations
-from evaluation.svg import Curve, chart, number, ticks
+from report.grids import CAPTION_SIZE, GAP, MISSING, captions_of, cells, grid, save_grid
+from report.record import by_place, read_record, record_sitting
+from report.report import spread, write_report
+from report.sections import signed
+from report.svg import Curve, chart, number, ticks
 from tests.synthetic_run import PAIRS, evaluation_table, synthetic_run, write_evaluation
 
 VOID = {"meta", "img", "input", "br"}

@@ -13,7 +13,7 @@ import torch
 
 from buffer.errors import RunStopped
 from buffer.orders import Version
-from conf.errors import UserError
+from common.errors import UserError
 from conf.schema import Algorithm, Config, DType, GuidanceGradient
 from learner import recovery
 from learner.batch import Batch

@@ -19,10 +19,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from buffer.schema import tensors_of
-from evaluation import judge
-from evaluation.record import read_record
-from evaluation.run_files import read_metrics
+from emoji_world import judge
 from policy import lora
+from report.record import read_record
+from report.run_files import read_metrics
 from tests.pipelines import sd15_layout, tiny_pipeline
 from tests.running import ROOT, SMALL, TIMEOUT_S, launch, launched, wait_for
 
@@ -241,7 +241,7 @@ def test_a_full_disk_stops_the_run_which_goes_on_when_there_is_space(
 def test_a_run_killed_before_its_report_is_not_finished_yet(model: Path, tmp_path: Path) -> None:
     """All batches are trained and evaluated; the same command writes what is missing."""
     command, run_dir = small(model, "run", "run.batches=1"), tmp_path / "runs" / "run"
-    with launched(*command, cwd=tmp_path, fault="evaluation.report:write_report:1") as run:
+    with launched(*command, cwd=tmp_path, fault="report.report:write_report:1") as run:
         run.wait_for_fault()
         run.kill()
     shutil.rmtree(run_dir / "lora")

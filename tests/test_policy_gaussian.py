@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conf.errors import UserError
+from common.errors import UserError
 from policy.gaussian import ddim_schedule, log_prob, step
 from tests.pipelines import SD_DDIM
 

@@ -15,8 +15,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
+from common.errors import UserError
 from common.precision import exact_float32
-from conf.errors import UserError
 from conf.schema import DType, ModelConfig, SamplingConfig
 from policy.policy import Policy
 from policy.source import check_model

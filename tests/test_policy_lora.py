@@ -9,7 +9,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from conf.errors import UserError
+from common.errors import UserError
 from conf.schema import DType, GuidanceGradient, LoraConfig, ModelConfig, SamplingConfig
 from policy import lora
 from policy.policy import Policy

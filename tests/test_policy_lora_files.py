@@ -17,7 +17,7 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from conf.errors import UserError
+from common.errors import UserError
 from conf.schema import LoraConfig, ModelConfig, SamplingConfig
 from policy import lora
 from policy.policy import Policy

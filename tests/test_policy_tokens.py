@@ -11,11 +11,12 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
-from conf.errors import UserError
-from conf.prompts import named_sets, resolve_prompts
+from common.errors import UserError
+from conf.prompts import resolve_prompts
 from conf.schema import ModelConfig, PromptsConfig, SamplingConfig
 from policy.policy import Policy
 from policy.tokens import Tokens, check_prompts
+from prompts.sets import named_sets
 from tests.pipelines import edit_json, tiny_pipeline
 
 LONG = "a cat " * 60

@@ -10,11 +10,11 @@ import ray
 
 from actors.devices import VISIBLE
 from actors.driver import Driver
-from buffer.mirroring import Mirroring
 from buffer.orders import Plan
 from buffer.settings import rules_of
-from conf.errors import UserError
+from common.errors import UserError
 from conf.load import load
+from mirror.mirroring import Mirroring
 from tests.running import ROOT, SMALL
 
 REWARD = """

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from buffer.journal import ALL_EPOCHS, read_counted
-from evaluation.record import read_record
+from report.record import read_record
 from tests.pipelines import tiny_pipeline
 from tests.running import SMALL, TIMEOUT_S, launch, launched, wait_for
 

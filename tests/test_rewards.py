@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from conf.errors import UserError
+from common.errors import UserError
 from rewards.base import NamedReward, Scores, score_order, try_out
 from rewards.jpeg import JpegCompressibility, JpegIncompressibility
 from rewards.registry import resolve

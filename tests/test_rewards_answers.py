@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conf.errors import UserError
+from common.errors import UserError
 from rewards.base import BadAnswer, NamedReward, Scores, score_order, score_rows, try_out
 
 TWO = np.zeros((2, 4, 4, 3), np.uint8)

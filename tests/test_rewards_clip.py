@@ -11,7 +11,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from safetensors.torch import save_file
 
-from conf.errors import UserError
+from common.errors import UserError
 from rewards.aesthetic import PLACES, Aesthetic, load_head
 from rewards.base import Reward, Scores
 from rewards.clip_model import ClipModel

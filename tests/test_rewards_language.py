@@ -11,7 +11,7 @@ from sentencepiece import SentencePieceTrainer
 from torch.nn import functional
 from transformers import DebertaV2Config, DebertaV2Model
 
-from conf.errors import UserError
+from common.errors import UserError
 from rewards.base import NamedReward, try_out
 from rewards.bert_score import BertScore
 from rewards.caption import CaptionRecall

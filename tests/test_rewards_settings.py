@@ -2,7 +2,7 @@
 
 import pytest
 
-from conf.errors import UserError
+from common.errors import UserError
 from rewards.registry import resolve
 
 

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from buffer.mirror_epochs import MEMORY, Epochs
-from buffer.remote import Remote
-from conf.errors import UserError
+from common.errors import UserError
 from conf.load import load
 from conf.resume import RunLock, check_same, save_config
-from evaluation.record import NAME, read_record, record_end
-from evaluation.run_files import read_metrics
+from mirror.epochs import MEMORY, Epochs
+from mirror.remote import Remote
+from report.record import NAME, read_record, record_end
+from report.run_files import read_metrics
 
 SPOILT = [b"", b"{", b"\xff\xfe\x00", b"[]", b"7", b'{"a": 1}', b"\x00" * 40]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from conf.load import load
 from conf.prompts import resolve_prompts
 from conf.schema import Config
-from evaluation.run_files import read_metrics
+from report.run_files import read_metrics
 from tests.chaos.verdict import different
 from tests.pipelines import tiny_pipeline
 from tests.running import SMALL, launch

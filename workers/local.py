@@ -17,18 +17,18 @@ from buffer.buffer import TrajectoryBuffer
 from buffer.errors import RunStopped
 from buffer.settings import combination_of, plan_of, rules_of
 from common.clock import Clock
+from common.errors import UserError, in_one_line
 from common.precision import exact_float32
 from common.terminal import print_anywhere
-from conf.errors import UserError, in_one_line
 from conf.load import load
 from conf.prompts import resolve_prompts
 from conf.resume import RunLock, check_resume, save_config
 from conf.schema import Config
 from conf.validate import validate
-from evaluation.record import by_place, record_end, record_sitting
-from evaluation.report import write_report
 from learner.learner import Learner
 from policy.policy import Policy
+from report.record import by_place, record_end, record_sitting
+from report.report import write_report
 from rewards.base import try_out
 from rewards.registry import resolve
 from workers.publisher import Publisher

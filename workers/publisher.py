@@ -14,12 +14,12 @@ from torch import Tensor
 
 from buffer.messages import News
 from buffer.orders import Version
-from conf.errors import UserError
+from common.errors import UserError
 from conf.schema import Config
-from evaluation.grids import cells, save_grid
 from learner import recovery
 from monitoring.metrics import MetricsLog
 from policy import lora
+from report.grids import cells, save_grid
 
 
 class PublishingBuffer(Protocol):

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from conf.errors import UserError, shown
+from common.errors import UserError, shown
 
 OTHER_KINDS = {
     ".json": "JSON",

@@ -15,7 +15,7 @@ import pyarrow as pa
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
 from buffer.journal import sync_folder
-from conf.errors import UserError
+from common.errors import UserError
 
 ERRORS = (OSError, pa.ArrowException)
 CHUNK = 1 << 23  # bytes copied at once

@@ -3,7 +3,7 @@
 A scene is a kind of animal, how many of them (1 to 4), and a setting: a place or an activity. This file needs no
 library but Python's own, because every run reads its prompts from here.
 
-    python -m emoji_world.scenes        # writes manifest.json again
+    python -m prompts.scenes        # writes manifest.json again
 """
 
 import itertools

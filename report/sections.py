@@ -8,12 +8,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.machine import describe, machine_info
 from conf.resume import flatten
 from conf.schema import Config
-from evaluation.machine import describe, machine_info
-from evaluation.run_files import RunFiles, series
 from evaluation.summary import Comparison, by_prompt, compare_tables, curve, reward_names
-from evaluation.svg import Curve, chart, number
+from report.run_files import RunFiles, series
+from report.svg import Curve, chart, number
 
 # Curves with a title and a sentence of their own; the other keys of the metrics follow, folded away.
 PANELS: tuple[tuple[str, str, str], ...] = (

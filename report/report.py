@@ -1,6 +1,6 @@
 """report.html: one self-contained page that shows what a run did. `write_report(run_dir)` at any time.
 
-python -m evaluation.report runs/compressibility
+python -m report.report runs/compressibility
 """
 
 import base64
@@ -10,14 +10,14 @@ from pathlib import Path
 from string import Template
 
 from common.terminal import print_anywhere
-from evaluation import sections
-from evaluation.run_files import RunFiles, read_run
+from report import sections
+from report.run_files import RunFiles, read_run
 
 PAGE = Path(__file__).resolve().parent / "page.html"
 
 
 def write_report(run_dir: Path) -> Path:
-    """Writes run_dir/report.html and gives its path. Raises conf.errors.UserError if run_dir is no run's folder."""
+    """Writes run_dir/report.html and gives its path. Raises common.errors.UserError if run_dir is no run's folder."""
     run = read_run(run_dir)
     page = Template(PAGE.read_text(encoding="utf-8")).substitute(
         title=html.escape(run.name),

@@ -1,6 +1,6 @@
 """What Emoji World's classifier, which no reward ever uses, sees in a run's evaluation pictures before and after.
 
-    python -m evaluation.judge runs/compressibility [runs/another ...] [--picture before_after.png]
+    python -m emoji_world.judge runs/compressibility [runs/another ...] [--picture before_after.png]
 
 Prints a Markdown row a run. A reward that was won by pictures which no longer show their prompts is seen here.
 """
@@ -17,10 +17,10 @@ from PIL import Image
 from common.terminal import print_anywhere
 from conf.load import from_file
 from emoji_world.classifier import accuracy, classify
-from evaluation.grids import captions_of, grid
 from evaluation.summary import Comparison, compare, read_evaluations
 from policy.policy import Policy
 from policy.rollout import rollout
+from report.grids import captions_of, grid
 
 HEAD = (
     "| run | batches | before: mean ± std | after: mean ± std | gain in base stds ± standard error "

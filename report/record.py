@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from conf.errors import UserError
+from common.errors import UserError
+from common.machine import machine_info
 from conf.resume import write_atomically
-from evaluation.machine import machine_info
 
 NAME = "run.json"
 MEND = "put it back, or remove it, as all that it says is what took how long"

@@ -20,9 +20,9 @@ import socket
 import time
 from pathlib import Path
 
-from buffer.remote import Remote
-from conf.errors import UserError
+from common.errors import UserError
 from conf.resume import write_atomically
+from mirror.remote import Remote
 
 CLAIM = re.compile(r"epochs/(\d{6}-[0-9a-f]{12})")
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.1, 5.0

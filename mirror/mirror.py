@@ -32,12 +32,12 @@ from typing import Any
 
 from buffer.errors import RunStopped, full_disk_stops_the_run
 from buffer.journal import ALL_EPOCHS, begin, read_counted, sync_folder
-from buffer.mirror_epochs import Epochs, epoch_of
-from buffer.remote import ERRORS, Remote, first_line
 from buffer.state import Record, State, fold, restored_record
 from buffer.store import digest_of
-from conf.errors import UserError
+from common.errors import UserError
 from conf.resume import UNFINISHED
+from mirror.epochs import Epochs, epoch_of
+from mirror.remote import ERRORS, Remote, first_line
 
 # Besides what the state names: what a person expects in a run folder, and metrics that lead up to the HEAD.
 SETTINGS = ("config.yaml", "prompts.txt")

@@ -10,11 +10,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from conf.errors import UserError
+from common.errors import UserError
 from conf.load import from_file
 from conf.schema import Config
-from evaluation.record import read_record
 from evaluation.summary import read_evaluations
+from report.record import read_record
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class RunFiles:
 
 
 def read_run(run_dir: Path) -> RunFiles:
-    """Raises conf.errors.UserError if the folder has no readable config.yaml."""
+    """Raises common.errors.UserError if the folder has no readable config.yaml."""
     evaluations = read_evaluations(run_dir)
     rows = newest_of_each_batch(run_dir / "trajectories")
     tables = [pq.read_table(path, columns=["age", "set_aside"]) for path in rows]

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from types import TracebackType
 
 from buffer.errors import RunStopped
-from buffer.mirror import Mirror
-from buffer.remote import ERRORS, first_line
 from buffer.state import State
+from mirror.mirror import Mirror
+from mirror.remote import ERRORS, first_line
 
 FIRST_DELAY_S, LONGEST_DELAY_S = 1.0, 60.0
 PATIENCE_S = 300.0  # at the end of a run, since the last file that was copied
