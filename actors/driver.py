@@ -239,6 +239,7 @@ class Driver:
             evaluations={int(row["version"]): row.get("reward/mean") for row in rows if "version" in row},
             waiting={place: _waiting_share(spent) for place, spent in by_place(news.seconds).items()},
             orders={state: news.status[f"orders_{state}"] for state in ("open", "claimed", "rolled_out", "scored")},
+            evaluating=news.status["orders_of_evaluations"],
             set_aside=news.status["set_aside"],
             restarts=sum(self.fleet.restarts.values()),
             notes=[*self.fleet.notes, *news.status["notes"], *self.mirroring.notes],
@@ -256,11 +257,11 @@ class Driver:
         record_sitting(self.run_dir, self.epoch, self.started, seconds, restarts, advice)
 
     @_stops_without_a_buffer()
-    def save_lora(self) -> Path:
+    def save_lora(self) -> None:
         """Writes the newest LoRA, if there is one yet, to `lora/`, with its scale in its weights: for any program."""
         folder = self.run_dir / "lora"
         if (newest := call(self.buffer.current)) is None:
-            return folder
+            return
         version, recovery_point = newest
         temporary = folder / "writing.tmp"
         weights = recovery.read_lora(self.run_dir / recovery_point, version)
@@ -268,7 +269,6 @@ class Driver:
             lora.export(weights, temporary, self.config.model.lora)
         (temporary / lora.WEIGHT_NAME).replace(folder / lora.WEIGHT_NAME)
         temporary.rmdir()
-        return folder
 
     def _publish(self, version: Version, recovery_point: str, news: News) -> None:
         """The metrics row first: a driver that dies in between finds the version unpublished and does both again.

@@ -71,18 +71,18 @@ def train(config: Config, prompts: list[str], run_dir: Path, mirroring: Mirrorin
                 if news.finished or (news.draining and not news.status["taken_by"]):
                     break
                 if ctrl_c.pressed and not draining:
-                    display.say(f"{ctrl_c.pressed}: the batch in training is finished first; once more stops at once")
+                    display.say(f"{ctrl_c.pressed}: a batch in training is finished first; once more stops at once")
                     driver.drain()
                     draining = True
             driver.record(news)
-            folder = driver.save_lora()
+            driver.save_lora()
     report = write_report(run_dir)
     if news.finished:
         record_end(run_dir, config.run.batches)
     mirroring.finish()
     if news.finished:
         print(in_words(compare(run_dir)))
-        print(f"LoRA: {folder}\nreport: {report}")
+        print(f"LoRA: {run_dir / 'lora'}\nreport: {report}")
     else:
         print(f"stopped after {news.status['trained_batches']} batches; the same command goes on from there")
 

@@ -6,6 +6,9 @@ place; the work goes back as if nobody had touched it.
 """
 
 import re
+import sysconfig
+import traceback
+from pathlib import Path
 
 # By name, so that who asks need not import torch: classes of torch (AcceleratorError since 2.8) and of Python.
 ERRORS_OF_THE_WORKER = frozenset({"AcceleratorError", "OutOfMemoryError", "MemoryError", "DeferredCudaCallError"})
@@ -44,9 +47,22 @@ def is_the_workers(error: BaseException | None) -> bool:
 
 
 def describe(error: BaseException, longest: int = 10**6) -> str:
-    """An exception in one line, its message in at most `longest` characters."""
+    """An exception in one line, its message in at most `longest` characters, and where it was raised.
+
+    Example: "KeyError: 'cat' (my_rewards.py:12)"
+    """
     text = shortened(" ".join(str(error).split()), longest)
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    place = _place(error)
+    return f"{type(error).__name__}{': ' * bool(text)}{text}{f' ({place})' * bool(place)}"
+
+
+def _place(error: BaseException) -> str:
+    """File and line of the last call that is in no library: what whoever wrote it looks for. "" if there is none."""
+    libraries = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
+    own = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(("<", *libraries))
+    ]
+    return f"{Path(own[-1].filename).name}:{own[-1].lineno}" if own else ""
 
 
 def shortened(text: str, length: int) -> str:

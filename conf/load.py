@@ -39,11 +39,20 @@ def load(argv: list[str]) -> Config:
     word, overrides = (argv[0], argv[1:]) if argv and _is_experiment(argv[0]) else (default["experiment"], argv)
     path = experiment_path(word)
     merged: dict[str, Any] = {}
-    for layer in (default, {"experiment": path.stem}, read_yaml(path)):
+    for layer in (default, {"experiment": path.stem}, _with_its_own_prompts(path, read_yaml(path))):
         merged = merge(merged, layer, f"{shown(path)}: ")
     config = to_config(merge(merged, parse_overrides(overrides), ""))
     write_out(config)
     return config
+
+
+def _with_its_own_prompts(path: Path, layer: dict[str, Any]) -> dict[str, Any]:
+    """Of a run's config.yaml: with the prompts beside it in the place of the user's file, which may be gone by now."""
+    own = path.with_name("prompts.txt")
+    prompts = layer.get("prompts")
+    if path.name != "config.yaml" or not isinstance(prompts, dict) or not prompts.get("file") or not own.is_file():
+        return layer
+    return {**layer, "prompts": {**prompts, "file": str(own)}}
 
 
 def from_file(path: Path) -> Config:
@@ -64,6 +73,8 @@ def experiment_path(word: str) -> Path:
         return shipped
     if _is_file(path := Path(os.path.expanduser(word))):  # noqa: PTH111, as Path raises where there is no such user
         return path
+    if _is_file(path / "config.yaml"):
+        raise UserError(f"{quoted(word)} is a run's folder: give {shown(path / 'config.yaml')} to go on with it")
     known = list(experiments())
     raise UserError(
         f"there is no experiment {quoted(word)}{_did_you_mean(word, known).rstrip('?')}: "

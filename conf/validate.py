@@ -161,7 +161,9 @@ def _check_sizes(config: Config) -> None:
             f"take {_nearest_multiple(evaluation.count, order)}"
         )
     if evaluation.grid > evaluation.count:
-        raise UserError(f"evaluation.grid={evaluation.grid} is more than evaluation.count={evaluation.count}: lower it")
+        raise UserError(
+            f"evaluation.grid={evaluation.grid} is more than evaluation.count={evaluation.count}: lower evaluation.grid"
+        )
     if steps > size:
         raise UserError(
             f"learner.optimizer_steps={steps} is more than buffer.batch_size={size}, "

@@ -1,7 +1,7 @@
 """Before and after, on the fixed evaluation set: the same (prompt, seed) pairs at every evaluated version.
 
 Because pairs are the same, the gain is judged by the differences within pairs, whose spread is smaller than that
-between pictures. Its size is given in standard deviations of the base model's rewards over those pairs.
+between pictures. Its size is given in standard deviations of the rewards before, over those pairs.
 """
 
 import math
@@ -51,7 +51,7 @@ class Comparison:
         """What to say in the place of a gain that is not finite."""
         if self.count == 1:
             return "a single pair has no standard deviation"
-        return "the base model's rewards did not vary, so there is no standard deviation to compare with"
+        return "the rewards before did not vary, so there is no standard deviation to compare with"
 
     @property
     def pairs(self) -> str:
@@ -66,7 +66,8 @@ def in_words(change: Comparison | None) -> str:
     if math.isfinite(change.standard_error):
         error = f"with a standard error of {change.standard_error:.4f}"
     if math.isfinite(change.gain):
-        gain = f"{change.gain:+z.2f} standard deviations of the base model's rewards"
+        size = f"{change.gain:+.2f}" if abs(change.gain) >= 0.005 else "less than 0.01"
+        gain = f"{size} standard deviations of the rewards before"
     return (
         f"finished: over {change.pairs} the mean reward went from {change.before_mean:z.4f} to "
         f"{change.after_mean:z.4f}, by {change.difference:+z.4f} {error}: {gain}"
