@@ -6,6 +6,7 @@
 `python launch.py --help` lists experiments and settings. The same command on an existing run goes on with it.
 """
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -25,7 +26,8 @@ def main(arguments: list[str]) -> int:
     """The exit code: 0 when the run is finished or was stopped by Ctrl-C, 2 with a sentence when it cannot go on."""
     print_anywhere()
     if not arguments or {"-h", "--help"} & set(arguments):
-        print(help_text())
+        with contextlib.suppress(BrokenPipeError):  # `--help | head`
+            print(help_text(), flush=True)
         return 0
     try:
         if arguments[0] == "--scale":

@@ -15,6 +15,7 @@ import torch
 
 from actors.calls import Clock, ask, call
 from actors.devices import hide_unreserved_gpus
+from actors.ending import judged
 from buffer.errors import Refused
 from buffer.messages import TakenBatch
 from buffer.store import write_batch
@@ -55,6 +56,7 @@ class LearnerActor:
         assert self.meeting is not None
         return self.meeting.address, self.meeting.port
 
+    @judged
     def run(self, buffer: ray.actor.ActorHandle) -> None:
         """Works until the driver ends it. Raises UserError when the model or a recovery point cannot be loaded, and
         RunStopped when training cannot go on."""

@@ -7,14 +7,20 @@ import torch
 
 from actors.calls import Clock, ask, call
 from actors.devices import hide_unreserved_gpus
+from actors.ending import judged
 from buffer.messages import Lease
 from buffer.schema import tensors_of
-from common.blame import is_the_workers
+from common.blame import describe, is_the_workers
 from common.precision import exact_float32
 from conf.errors import UserError
 from conf.schema import RewardConfig
 from rewards.base import NamedReward, Scores, score_order, score_rows, the_machines, try_out
 from rewards.registry import resolve
+
+
+class NothingScored(Exception):
+    """Every picture of an order failed. That may be theirs, or this process's, in which something broke for good (a
+    pool of helpers, a connection): so the next one to try is new."""
 
 
 class RewardActor:
@@ -38,14 +44,15 @@ class RewardActor:
             try_out(self._loaded(), prompts, image_size)
         except UserError as error:
             return str(error)
-        except KeyboardInterrupt:  # a reward's own, as Ray keeps those of a terminal away; Ray would call it cancelled
-            return f"Reward {self.reward_name} failed on two pictures: it raised KeyboardInterrupt; mend it."
         except Exception as error:
             if not is_the_workers(error):
                 raise
             return str(the_machines(self.reward_name, error))
+        except BaseException as error:  # noqa: BLE001  (a user's code may raise anything, and the user is told)
+            return f"Reward {self.reward_name} failed on two pictures: it raised {describe(error)}; mend it."
         return None
 
+    @judged
     def run(self, buffer: ray.actor.ActorHandle) -> None:
         """Works until the driver ends it. Raises UserError when the reward cannot be loaded, or answers in other types
         than before; and what its device or memory raises, which counts against no picture."""
@@ -62,6 +69,8 @@ class RewardActor:
                 order = self.reward_name, lease.order_id, lease.table_digest
                 if reasons:  # the order is offered again, until each of its pictures is scored or set aside
                     call(buffer.pictures_failed, *order, self.name, reasons)
+                    if not table.num_rows:
+                        raise NothingScored(f"not one picture of {lease.order_id} could be scored; a new process tries")
                 else:
                     call(buffer.add_scores, *order, table)
 

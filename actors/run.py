@@ -6,7 +6,7 @@ from types import FrameType
 
 from actors.cluster import cluster
 from actors.driver import Driver, rules
-from buffer.errors import full_disk_stops_the_run
+from buffer.errors import disk_stops_the_run
 from buffer.mirror import Mirror
 from buffer.mirroring import Mirroring
 from buffer.orders import Plan
@@ -38,7 +38,7 @@ def run(config: Config, prompts: list[str]) -> None:
         if (run_dir / scale.REQUEST).exists():
             print(scale.set_aside(run_dir, "it was left from before this start, ask again"))
         mirroring = Mirroring(mirror, rules(config).served)
-        with mirroring, full_disk_stops_the_run(run_dir):
+        with mirroring, disk_stops_the_run(run_dir):
             if read_record(run_dir).get("finished") != config.run.batches:
                 train(config, prompts, run_dir, mirroring, remarks)
                 return

@@ -5,6 +5,7 @@ import torch
 
 from actors.calls import Clock, ask, call
 from actors.devices import hide_unreserved_gpus
+from actors.ending import judged
 from buffer.orders import Version
 from buffer.schema import rollout_table
 from common.blame import describe, is_the_workers
@@ -25,6 +26,7 @@ class SamplerActor:
     def __repr__(self) -> str:
         return self.name
 
+    @judged
     def run(self, buffer: ray.actor.ActorHandle) -> None:
         """Works until the driver ends it. Raises UserError when the model cannot be loaded, and what a rollout raises:
         another sampler then takes its place."""

@@ -69,11 +69,11 @@ def experiments() -> dict[str, str]:
 def experiment_path(word: str) -> Path:
     """The YAML file of an experiment's name or path. Raises UserError."""
     shipped = CONF / "experiment" / f"{word}.yaml"
-    if "/" not in word and _is_file(shipped):
+    if "/" not in word and is_file(shipped):
         return shipped
-    if _is_file(path := Path(os.path.expanduser(word))):  # noqa: PTH111, as Path raises where there is no such user
+    if is_file(path := Path(os.path.expanduser(word))):  # noqa: PTH111, as Path raises where there is no such user
         return path
-    if _is_file(path / "config.yaml"):
+    if is_file(path / "config.yaml"):
         raise UserError(f"{quoted(word)} is a run's folder: give {shown(path / 'config.yaml')} to go on with it")
     known = list(experiments())
     raise UserError(
@@ -82,7 +82,7 @@ def experiment_path(word: str) -> Path:
     )
 
 
-def _is_file(path: Path) -> bool:
+def is_file(path: Path) -> bool:
     try:
         return path.is_file()
     except (OSError, ValueError):  # too long for a name, or signs that no name has
@@ -203,7 +203,7 @@ def help_text() -> str:
 
 def _is_experiment(word: str) -> bool:
     """Whether the first word of a command is an experiment and no setting; a folder's name may hold a =."""
-    return not word.startswith("-") and ("=" not in word or (word.endswith(".yaml") and _is_file(Path(word))))
+    return not word.startswith("-") and ("=" not in word or (word.endswith(".yaml") and is_file(Path(word))))
 
 
 def _check(layer: dict[str, Any], cls: type, prefix: str, where: str) -> None:

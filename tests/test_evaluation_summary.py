@@ -97,7 +97,7 @@ def test_the_result_is_a_sentence(tmp_path: Path) -> None:
         ([0.1, 0.1, 0.1], [0.1, 0.1, 0.1], "the rewards before did not vary"),
         ([1.0], [2.0], "over 1 fixed pair of prompt and seed"),
         ([1.0], [2.0], "from a single pair no error can be given"),
-        ([1.0, 2.0], [1.0 - 1e-9, 2.0], "by +0.0000 with a standard error of 0.0000: less than 0.01 standard deviations"),
+        ([1.0, 2.0], [1.0 - 1e-9, 2.0], "with a standard error of 0.0000: less than 0.01 standard deviations"),
     ],
 )
 def test_numbers_that_are_not_there_are_said_in_words(
