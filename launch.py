@@ -6,6 +6,7 @@
 `python launch.py --help` lists experiments and settings. The same command on an existing run goes on with it.
 """
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -14,16 +15,19 @@ from common.errors import UserError, in_one_line
 from common.terminal import print_anywhere
 from conf.load import help_text, load
 from conf.prompts import resolve_prompts
+from conf.resume import check_resume
 from conf.scale import ask
 from conf.validate import validate
 from policy.source import check_model
+from rewards.paths import locate
 
 
 def main(arguments: list[str]) -> int:
     """The exit code: 0 when the run is finished or was stopped by Ctrl-C, 2 with a sentence when it cannot go on."""
     print_anywhere()
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(help_text())
+    if not arguments or {"-h", "--help"} & set(arguments):
+        with contextlib.suppress(BrokenPipeError):  # `--help | head`
+            print(help_text(), flush=True)
         return 0
     try:
         if arguments[0] == "--scale":
@@ -33,6 +37,10 @@ def main(arguments: list[str]) -> int:
         validate(config)
         check_model(config.model)
         prompts = resolve_prompts(config.prompts)
+        check_resume(Path(config.run.dir) / config.run.name, config, prompts)
+        if config.ray.address is None:  # else it may be there on the hosts of the cluster alone
+            for name, reward in config.rewards.items():
+                locate(name, reward.path)
         from actors.run import run  # not above: Ray, torch and diffusers take ten seconds that a typo need not wait for
 
         run(config, prompts)

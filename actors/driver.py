@@ -238,6 +238,7 @@ class Driver:
             evaluations={int(row["version"]): row.get("reward/mean") for row in log.rows if "version" in row},
             waiting={place: _waiting_share(spent) for place, spent in by_place(news.seconds).items()},
             orders={state: news.status[f"orders_{state}"] for state in ("open", "claimed", "rolled_out", "scored")},
+            evaluating=news.status["orders_of_evaluations"],
             set_aside=news.status["set_aside"],
             restarts=sum(self.fleet.restarts.values()),
             notes=[*self.fleet.notes, *news.status["notes"], *self.mirroring.notes],
@@ -255,8 +256,8 @@ class Driver:
         record_sitting(self.run_dir, self.epoch, self.started, seconds, restarts, advice)
 
     @_stops_without_a_buffer()
-    def save_lora(self) -> Path:
-        return self.publisher.save_lora()
+    def save_lora(self) -> None:
+        self.publisher.save_lora()
 
     def _pace(self, trained: int, news: News) -> dict[str, float]:
         """Who waits and what to expect, for the row of the last of `trained` batches; nothing while too little is

@@ -10,20 +10,21 @@ from ray import ObjectRef
 from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
+from actors.ending import WorkerFailed
 from actors.placement import node_lives, node_of
 from actors.remote_buffer import RemoteBuffer
 from buffer.errors import RunStopped
-from common.blame import describe, is_the_workers
+from common.blame import describe
 from common.errors import UserError
 
 FIRST_DELAY_S = 1.0
 LONGEST_DELAY_S = 60.0
 HEALTHY_S = 60.0  # a worker that lived so long starts its place's delay anew
-ROOM_S = 60.0  # without an actor of it, and a place is said to have no room; loading takes a part of that
+ROOM_S = 60.0  # without an actor of it, and that is said of a place
 SILENCE_S = 30.0  # after its connection broke, and a worker is given up; the cluster mostly knows its fate before that
 NODE_DIED = "The actor died because its node has died"  # in Ray's words, also of an actor that never ran there
 NEVER_RAN = "The actor never ran"
-MOST_FAILED_STARTS = 5  # in a row, of one place, without once asking for work: no restart mends that
+MOST_FAILED_STARTS = 5  # in a row at every place of a role, without once asking for work: no restart mends that
 MOST_FRUITLESS = 5  # workers in a row at every place of a role, ended by device or memory before they made anything
 DELIVERIES = ("handing in", "saving")  # occupations of a worker that has made something
 
@@ -48,6 +49,7 @@ class Place:
     short_lives: int = 0  # in a row
     failed_starts: int = 0  # in a row
     fruitless: int = 0  # in a row
+    late: bool = False  # killed, as it took longer than it may
 
     @property
     def role(self) -> str:
@@ -62,6 +64,14 @@ class Place:
         """The worker's own name, never used twice by one driver: what the buffer hears of a dead one must not touch
         the next."""
         return f"{self.name}.{self.incarnation}"
+
+    @property
+    def time_limit(self) -> str:
+        """The setting by which it is overdue."""
+        role = self.role
+        if role == "sampler":
+            return "twice buffer.claim_timeout_s"
+        return "learner.timeout_s" if role == "learner" else f"rewards.{role.removeprefix('reward-')}.timeout_s"
 
     @property
     def delay_s(self) -> float:
@@ -110,7 +120,8 @@ class Fleet:
         for place in self.places:
             if any(occupation in heard.get(place.worker, ()) for occupation in DELIVERIES):
                 place.fruitless = 0
-            if place.worker in overdue:
+            if place.worker in overdue and not place.late:
+                place.late = True
                 self._kill(place)
             if place.actors and (death := self._death(place)):
                 self._bury(place, death, place.worker in heard)
@@ -130,7 +141,7 @@ class Fleet:
         place.actors = actors or place.start(place.worker)
         place.nodes = [node_of(actor) for actor in place.actors]
         place.created = place.nodes[-1]
-        place.silent_since = None
+        place.silent_since, place.late = None, False
         place.running = [actor.run.remote(self.buffer.actor) for actor in place.actors]
         place.started_at = time.monotonic()
 
@@ -141,7 +152,10 @@ class Fleet:
             place.created = None
         elif time.monotonic() - place.started_at > ROOM_S and place.worker not in self.without_room:
             self.without_room.add(place.worker)
-            self.notes.append(f"{place.worker} finds no room in the cluster; the run goes on with those that do")
+            self.notes.append(
+                f"{place.worker} has not started for {ROOM_S:.0f} s: the cluster has no room for it, or is busy; the "
+                "run goes on with those that did"
+            )
 
     def _kill(self, place: Place) -> None:
         for actor in place.actors:
@@ -162,7 +176,9 @@ class Fleet:
             except RayTaskError as error:  # an exception in the worker's own loop
                 if isinstance(error.cause, RunStopped | UserError):
                     raise error.cause from None
-                causes.append(Death(describe(error.cause), blameless=is_the_workers(error.cause)))
+                failed = isinstance(error.cause, WorkerFailed)
+                sentence = error.cause.sentence if failed else describe(error.cause or error)
+                causes.append(Death(sentence, blameless=failed and error.cause.blameless))
             except ActorUnavailableError:
                 rank = place.running.index(reference)
                 place.running[rank] = place.actors[rank].__ray_ready__.remote()
@@ -186,22 +202,25 @@ class Fleet:
     def _bury(self, place: Place, death: "Death", started: bool) -> None:
         self._kill(place)
         lost = death.cause == NODE_DIED or self._lost_hosts(place)
-        cause = "with its host" if lost else death.cause
+        cause = f"it took longer than {place.time_limit} allows" if place.late else death.cause
+        cause = "with its host" if lost else cause
         self.buffer.worker_died(place.worker, lost or death.blameless)
         healthy = time.monotonic() - place.started_at >= HEALTHY_S
         place.short_lives = 1 if healthy else place.short_lives + 1
         place.failed_starts = 0 if started or lost else place.failed_starts + 1
         place.fruitless += death.blameless and not lost
+        others = [other for other in self.places if other.role == place.role]
+        alike = ", and so did all others of its kind" if len(others) > 1 else ""
         self.notes.append(f"{place.worker} died ({cause}); another takes its place in {place.delay_s:.0f} s")
-        if all(other.fruitless >= MOST_FRUITLESS for other in self.places if other.role == place.role):
+        if all(other.fruitless >= MOST_FRUITLESS for other in others):
             raise UserError(
-                f"{place.name} failed {place.fruitless} times in a row before it had made anything, and so did all "
-                f"others of its kind; the last cause: {cause}; mend that and start again, nothing is lost"
+                f"{place.name} failed {place.fruitless} times in a row before it had made anything{alike}; the last "
+                f"cause: {cause}; mend that and start again, nothing is lost"
             )
-        if place.failed_starts >= MOST_FAILED_STARTS:
+        if all(other.failed_starts >= MOST_FAILED_STARTS for other in others):
             raise UserError(
-                f"{place.name} died {place.failed_starts} times in a row before it could ask for work; the last cause: "
-                f"{cause}"
+                f"{place.name} died {place.failed_starts} times in a row before it could ask for work{alike}; the last "
+                f"cause: {cause}"
             )
         place.actors = []
         place.restart_at = time.monotonic() + place.delay_s

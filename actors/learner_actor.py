@@ -12,6 +12,7 @@ import torch
 from ray.actor import ActorHandle
 
 from actors.devices import hide_unreserved_gpus
+from actors.ending import judged
 from actors.remote_buffer import RemoteBuffer
 from common.clock import Clock
 from common.errors import UserError
@@ -50,6 +51,7 @@ class LearnerActor:
         assert self.meeting is not None
         return self.meeting.address, self.meeting.port
 
+    @judged
     def run(self, buffer: ActorHandle) -> None:
         """Works until the driver ends it. Raises UserError when the model cannot be loaded or the run folder is not
         seen, and what `Trainer.step` does."""

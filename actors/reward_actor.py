@@ -4,8 +4,9 @@ import torch
 from ray.actor import ActorHandle
 
 from actors.devices import hide_unreserved_gpus
+from actors.ending import judged
 from actors.remote_buffer import RemoteBuffer
-from common.blame import is_the_workers
+from common.blame import describe, is_the_workers
 from common.clock import Clock
 from common.errors import UserError
 from common.precision import exact_float32
@@ -36,14 +37,15 @@ class RewardActor:
             try_out(self._loaded(), prompts, image_size)
         except UserError as error:
             return str(error)
-        except KeyboardInterrupt:  # a reward's own, as Ray keeps those of a terminal away; Ray would call it cancelled
-            return f"Reward {self.reward_name} failed on two pictures: it raised KeyboardInterrupt; mend it."
         except Exception as error:
             if not is_the_workers(error):
                 raise
             return str(the_machines(self.reward_name, error))
+        except BaseException as error:  # noqa: BLE001  (a user's code may raise anything, and the user is told)
+            return f"Reward {self.reward_name} failed on two pictures: it raised {describe(error)}; mend it."
         return None
 
+    @judged
     def run(self, buffer: ActorHandle) -> None:
         """Works until the driver ends it. Raises UserError when the reward cannot be loaded, and what `Scorer.step`
         does."""

@@ -6,7 +6,7 @@ from types import FrameType
 
 from actors.cluster import cluster
 from actors.driver import Driver
-from buffer.errors import full_disk_stops_the_run
+from buffer.errors import disk_stops_the_run
 from buffer.settings import plan_of, rules_of
 from conf import scale
 from conf.resume import RunLock, check_resume, check_same, save_config
@@ -38,7 +38,7 @@ def run(config: Config, prompts: list[str]) -> None:
         if (run_dir / scale.REQUEST).exists():
             print(scale.set_aside(run_dir, "it was left from before this start, ask again"))
         mirroring = Mirroring(mirror, rules_of(config).served)
-        with mirroring, full_disk_stops_the_run(run_dir):
+        with mirroring, disk_stops_the_run(run_dir):
             if read_record(run_dir).get("finished") != config.run.batches:
                 train(config, prompts, run_dir, mirroring, remarks)
                 return
@@ -69,18 +69,18 @@ def train(config: Config, prompts: list[str], run_dir: Path, mirroring: Mirrorin
                 if news.finished or (news.draining and not news.status["taken_by"]):
                     break
                 if ctrl_c.pressed and not draining:
-                    display.say(f"{ctrl_c.pressed}: the batch in training is finished first; once more stops at once")
+                    display.say(f"{ctrl_c.pressed}: a batch in training is finished first; once more stops at once")
                     driver.drain()
                     draining = True
             driver.record(news)
-            folder = driver.save_lora()
+            driver.save_lora()
     report = write_report(run_dir)
     if news.finished:
         record_end(run_dir, config.run.batches)
     mirroring.finish()
     if news.finished:
         print(in_words(compare(run_dir)))
-        print(f"LoRA: {folder}\nreport: {report}")
+        print(f"LoRA: {run_dir / 'lora'}\nreport: {report}")
     else:
         print(f"stopped after {news.status['trained_batches']} batches; the same command goes on from there")
 

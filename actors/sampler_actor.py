@@ -5,6 +5,7 @@ import torch
 from ray.actor import ActorHandle
 
 from actors.devices import hide_unreserved_gpus
+from actors.ending import judged
 from actors.remote_buffer import RemoteBuffer
 from common.clock import Clock
 from conf.schema import Config
@@ -24,6 +25,7 @@ class SamplerActor:
     def __repr__(self) -> str:
         return self.name
 
+    @judged
     def run(self, buffer: ActorHandle) -> None:
         """Works until the driver ends it. Raises UserError when the model cannot be loaded, and what a rollout raises:
         another sampler then takes its place."""

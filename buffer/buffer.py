@@ -39,6 +39,7 @@ from buffer.score_types import ScoreTypes
 from buffer.state import File, Record, State, Step, fold, work_of
 from buffer.status import status_of
 from buffer.store import Store, roster_of
+from common.blame import writable
 from common.errors import UserError
 
 DELAY_S = 1.0  # of a disk, and more is nobody's time
@@ -96,7 +97,7 @@ class TrajectoryBuffer:
 
     def order_failed(self, order_id: str, worker: str, message: str) -> None:
         """The rollout raised: the third time, its pictures are set aside. Only the holder of a claim is heard."""
-        self._do(rollouts.order_failed(self.rules, self.state, order_id, worker, message, self.clock()))
+        self._do(rollouts.order_failed(self.rules, self.state, order_id, worker, writable(message), self.clock()))
         self._finish_evaluations()
 
     # ---- reward workers
@@ -137,9 +138,10 @@ class TrajectoryBuffer:
     ) -> None:
         """These pictures raised when tried alone: the third time, one is set aside. The lease is over, and the order is
         offered again for the others. Only the holder of a lease is heard."""
+        reasons = {trajectory_id: writable(reason) for trajectory_id, reason in reasons.items()}
         self._do(
             scoring.pictures_failed(
-                self.rules, self.state, reward, order_id, table_digest, worker, dict(reasons), self.clock()
+                self.rules, self.state, reward, order_id, table_digest, worker, reasons, self.clock()
             )
         )
         self._finish_evaluations()
@@ -350,7 +352,7 @@ class TrajectoryBuffer:
 
     def _read(self, order_id: str, file: File, reward: str | None = None) -> pa.Table | None:
         """An acknowledged table; if it is damaged, it is journaled as to be made again, and said so."""
-        with self._excusing_delays():
+        with self._excusing_delays(), self._remembering_a_stop():
             table = self._store.read_arrow(file)
         if table is None:
             self._make_again(order_id, reward, file, "is damaged or gone")

@@ -1,4 +1,4 @@
-"""Why a run stops, and the one place that turns a full disk into it."""
+"""Why a run stops, and the one place that turns a failing disk into it."""
 
 import errno
 from collections.abc import Iterator
@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+BROKEN = (errno.EIO, errno.EROFS, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.EREMOTEIO, errno.EACCES, errno.EPERM)
 
 
 class RunStopped(Exception):
@@ -20,8 +21,8 @@ class Refused(Exception):
 
 
 @contextmanager
-def full_disk_stops_the_run(folder: Path) -> Iterator[None]:
-    """Turn "no space left", "quota exceeded" and "file too large" into `RunStopped`; other errors pass."""
+def disk_stops_the_run(folder: Path) -> Iterator[None]:
+    """Turn errors of the disk that `folder` is on into `RunStopped`: it is full, or it failed. Other errors pass."""
     try:
         yield
     except OSError as error:
@@ -29,5 +30,10 @@ def full_disk_stops_the_run(folder: Path) -> Iterator[None]:
             raise RunStopped(
                 f"The disk that holds {folder} is full ({error.strerror}); free some space and start the run again: "
                 "it goes on from everything that was acknowledged."
+            ) from error
+        if error.errno in BROKEN:
+            raise RunStopped(
+                f"The disk that holds {folder} failed ({error.strerror}); mend it and start the run again: it goes on "
+                "from everything that was acknowledged."
             ) from error
         raise

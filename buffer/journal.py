@@ -14,13 +14,15 @@ appends afterwards counts for nobody. From this order follows when a buffer may 
 reason and *then* sees no later epoch, whoever comes later reads that reason.
 """
 
+import contextlib
 import json
 import os
+import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from buffer.errors import RunStopped, full_disk_stops_the_run
+from buffer.errors import RunStopped, disk_stops_the_run
 from buffer.state import Record
 from common.errors import UserError
 
@@ -47,7 +49,7 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        with full_disk_stops_the_run(folder):
+        with disk_stops_the_run(folder):
             self.epoch, self._fd = _next_epoch(folder)
         self.history, self.seals = read_counted(folder, before=self.epoch)  # records of earlier epochs that count
         self._bytes = 0
@@ -65,12 +67,13 @@ class Journal:
             raise RunStopped(self._broken)
         line = encode(self._lines, records)
         try:
-            with full_disk_stops_the_run(self.folder):
+            with disk_stops_the_run(self.folder):
                 _write_all(self._fd, line)
                 os.fsync(self._fd)
         except (OSError, RunStopped) as error:
             self._broken = str(error)
-            os.ftruncate(self._fd, self._bytes)  # what is left of the line would be dropped at the next start anyhow
+            with contextlib.suppress(OSError):  # what is left of the line would be dropped at the next start anyhow
+                os.ftruncate(self._fd, self._bytes)
             raise
         self._bytes += len(line)
         self._lines += 1
@@ -166,7 +169,8 @@ def _seals(path: Path) -> dict[int, int] | None:
 
 
 def _epochs(folder: Path) -> list[int]:
-    return sorted(int(path.stem.split("-")[1]) for path in folder.glob("epoch-*.jsonl"))
+    names = [re.fullmatch(r"epoch-(\d+)\.jsonl", path.name) for path in folder.glob("epoch-*.jsonl")]
+    return sorted(int(name[1]) for name in names if name)
 
 
 def _next_epoch(folder: Path) -> tuple[int, int]:

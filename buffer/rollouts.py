@@ -65,7 +65,7 @@ def order_failed(rules: Rules, state: State, order_id: str, worker: str, message
         return Step(state)
     record: Record = {"kind": "failed", "order": order_id, "worker": worker, "reasons": [message], "time": now}
     step = record_all(state, record)
-    if rules.is_set_aside(state, "", dict(work_of(step.state, order_id).failures)[None], now):
+    if rules.is_set_aside(state, "", dict(work_of(step.state, order_id).failures)["", None], now):
         pictures = list(rules.sizes.trajectory_ids(order_id))
         aside: Record = {"kind": "set_aside", "order": order_id, "pictures": pictures, "reason": message}
         step = Step(record_all(step.state, aside).state, (record, aside))

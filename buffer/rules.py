@@ -82,7 +82,7 @@ class Rules:
 
     def spares(self, state: State, work: Work, reward: str, worker: str, now: float) -> bool:
         """[7] Work that failed at a worker's place goes to other places, as long as one is at work where it did not."""
-        failed = {place for key, places in work.failures if (key is None) == (reward == "") for place in places}
+        failed = {place for (role, _), places in work.failures if role == reward for place in places}
         return place_of(worker) in failed and bool(self._others(state, reward, failed, now))
 
     def overdue(self, holds: tuple[Hold, ...], limit: float, now: float) -> list[str]:
@@ -241,7 +241,7 @@ class Rules:
                 doing = f"scoring it with {reward}" if reward else "working on it"
                 return (
                     f"{deaths} workers died on the same work ({work}, {doing}) while their nodes lived; look at their "
-                    "logs (out of memory?), mend it, and start the run again."
+                    "logs (out of memory? or slower than its time-out?), mend it, and start the run again."
                 )
         names = [parse(o) for o, work in state.work.items() if work.set_aside and not self.closed(state, o)]
         for batch in sorted({name.group for name in names if not name.evaluation}):

@@ -92,7 +92,7 @@ def pictures_failed(
     failures = dict(work_of(step.state, order_id).failures)
     records = [record]
     for picture, reason in reasons.items():
-        if rules.is_set_aside(state, reward, failures[picture], now):
+        if rules.is_set_aside(state, reward, failures[reward, picture], now):
             aside = {"kind": "set_aside", "order": order_id, "pictures": [picture], "reason": f"{reward}: {reason}"}
             records.append(aside)
     key = (order_id, reward)

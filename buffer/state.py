@@ -49,8 +49,8 @@ class Work(NamedTuple):
     version: Version | None = None  # bound by the first claim, for good
     table: File | None = None  # the trajectories, once rolled out
     scores: tuple[Score, ...] = ()
-    failures: tuple[tuple[int | None, tuple[str, ...]], ...] = ()  # (trajectory id, or None for the rollout; where: the
-    # place of the worker, once for each time)
+    failures: tuple[tuple[tuple[str, int | None], tuple[str, ...]], ...] = ()  # ((reward, trajectory id), or ("", None)
+    # for the rollout; where: the place of the worker, once for each time)
     set_aside: tuple[tuple[int, str], ...] = ()  # (trajectory id, reason)
     claimed: float = 0.0  # times, in seconds since 1970: for people, nothing is decided by them
     rolled_out: float = 0.0
@@ -173,7 +173,7 @@ def _reopened(state: State, record: Record) -> State:
     for order_id in record["orders"]:
         work = work_of(state, order_id)
         again = {trajectory_id for trajectory_id, _ in work.set_aside}
-        failures = tuple((key, places) for key, places in work.failures if key is not None and key not in again)
+        failures = tuple((key, places) for key, places in work.failures if key[1] is not None and key[1] not in again)
         state = _change(state, order_id, set_aside=(), failures=failures, scores=())
         state = state._replace(rosters=without(state.rosters, _batch(order_id)))
     return state
@@ -191,7 +191,8 @@ def _rolled_out(state: State, record: Record) -> State:
 def _failed(state: State, record: Record) -> State:
     """An exception in an order's rollout, or of single pictures in a reward."""
     failures = dict(work_of(state, record["order"]).failures)
-    for key in record.get("pictures", [None]):
+    for picture in record.get("pictures", [None]):
+        key = record.get("reward", ""), picture
         failures[key] = (*failures.get(key, ()), place_of(record["worker"]))
     return _change(state, record["order"], failures=tuple(failures.items()))
 

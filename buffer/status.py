@@ -25,6 +25,7 @@ def status_of(rules: Rules, state: State, now: float) -> dict[str, Any]:
                 orders["claimed" if order_id in state.claims else "open"] += 1
             if work.table is not None and work.version is not None:
                 ages.append(batch - work.version.number)
+    evaluating = [o for v in rules.open_evaluations(state) for o in rules.sizes.evaluation_orders(v)]
     aside = Counter(state.set_aside_in_trained)
     aside.update(reason for o, work in state.work.items() if _counts_now(state, o) for _, reason in work.set_aside)
     since = [hold.since for holds in (*state.claims.values(), *state.leases.values()) for hold in holds]
@@ -38,6 +39,7 @@ def status_of(rules: Rules, state: State, now: float) -> dict[str, Any]:
         "orders_claimed": orders["claimed"],
         "orders_rolled_out": orders["rolled_out"],
         "orders_scored": orders["scored"],
+        "orders_of_evaluations": sum(not rules.over(work_of(state, order_id)) for order_id in evaluating),
         "batches_ready": len(state.rosters),
         "taken_by": state.taken.worker if state.taken else None,
         "max_age": max(ages, default=0),

@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from buffer.errors import full_disk_stops_the_run
+from buffer.errors import disk_stops_the_run
 from buffer.journal import sync_folder
 from buffer.messages import TakenBatch
 from buffer.schema import TENSORS, stack, times
@@ -66,9 +66,10 @@ class Store:
     def read_arrow(self, file: File) -> pa.Table | None:
         """The table, memory-mapped; None if the file is missing or is not what its digest says."""
         path = self.run_dir / file.path
-        if not path.exists() or digest_of(path) != file.digest:
-            return None
-        return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        with disk_stops_the_run(self.run_dir):
+            if not path.exists() or digest_of(path) != file.digest:
+                return None
+            return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
     def write_evaluation(self, version: int, rows: pa.Table) -> str:
         path = f"evaluation/{self.new_name(f'v{version:05d}')}.parquet"
@@ -129,7 +130,7 @@ def write_new(run_dir: Path, path: str, write: Callable[[IO[bytes]], Any]) -> An
     if target.exists():
         raise FileExistsError(f"{target} is there already, and no file of a run is written over.")
     temporary = target.with_name(f".{target.name}.tmp")
-    with full_disk_stops_the_run(run_dir):
+    with disk_stops_the_run(run_dir):
         try:
             with temporary.open("wb") as file:
                 result = write(file)

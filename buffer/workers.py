@@ -53,7 +53,7 @@ def _killed_by(
         "time": now,
     }
     step = record_all(state, record)
-    if not rules.is_set_aside(state, reward, dict(work_of(step.state, order_id).failures)[picture], now):
+    if not rules.is_set_aside(state, reward, dict(work_of(step.state, order_id).failures)[reward, picture], now):
         return step
     aside: Record = {"kind": "set_aside", "order": order_id, "pictures": [picture], "reason": reason}
     return settled(rules, Step(record_all(step.state, aside).state, (record, aside)), order_id)

@@ -39,11 +39,20 @@ def load(argv: list[str]) -> Config:
     word, overrides = (argv[0], argv[1:]) if argv and _is_experiment(argv[0]) else (default["experiment"], argv)
     path = experiment_path(word)
     merged: dict[str, Any] = {}
-    for layer in (default, {"experiment": path.stem}, read_yaml(path)):
+    for layer in (default, {"experiment": path.stem}, _with_its_own_prompts(path, read_yaml(path))):
         merged = merge(merged, layer, f"{shown(path)}: ")
     config = to_config(merge(merged, parse_overrides(overrides), ""))
     write_out(config)
     return config
+
+
+def _with_its_own_prompts(path: Path, layer: dict[str, Any]) -> dict[str, Any]:
+    """Of a run's config.yaml: with the prompts beside it in the place of the user's file, which may be gone by now."""
+    own = path.with_name("prompts.txt")
+    prompts = layer.get("prompts")
+    if path.name != "config.yaml" or not isinstance(prompts, dict) or not prompts.get("file") or not own.is_file():
+        return layer
+    return {**layer, "prompts": {**prompts, "file": str(own)}}
 
 
 def from_file(path: Path) -> Config:
@@ -60,10 +69,12 @@ def experiments() -> dict[str, str]:
 def experiment_path(word: str) -> Path:
     """The YAML file of an experiment's name or path. Raises UserError."""
     shipped = CONF / "experiment" / f"{word}.yaml"
-    if "/" not in word and _is_file(shipped):
+    if "/" not in word and is_file(shipped):
         return shipped
-    if _is_file(path := Path(os.path.expanduser(word))):  # noqa: PTH111, as Path raises where there is no such user
+    if is_file(path := Path(os.path.expanduser(word))):  # noqa: PTH111, as Path raises where there is no such user
         return path
+    if is_file(path / "config.yaml"):
+        raise UserError(f"{quoted(word)} is a run's folder: give {shown(path / 'config.yaml')} to go on with it")
     known = list(experiments())
     raise UserError(
         f"there is no experiment {quoted(word)}{_did_you_mean(word, known).rstrip('?')}: "
@@ -71,7 +82,7 @@ def experiment_path(word: str) -> Path:
     )
 
 
-def _is_file(path: Path) -> bool:
+def is_file(path: Path) -> bool:
     try:
         return path.is_file()
     except (OSError, ValueError):  # too long for a name, or signs that no name has
@@ -192,7 +203,7 @@ def help_text() -> str:
 
 def _is_experiment(word: str) -> bool:
     """Whether the first word of a command is an experiment and no setting; a folder's name may hold a =."""
-    return not word.startswith("-") and ("=" not in word or (word.endswith(".yaml") and _is_file(Path(word))))
+    return not word.startswith("-") and ("=" not in word or (word.endswith(".yaml") and is_file(Path(word))))
 
 
 def _check(layer: dict[str, Any], cls: type, prefix: str, where: str) -> None:

@@ -50,6 +50,10 @@ def save_config(run_dir: Path, config: Config, prompts: list[str]) -> None:
 
 def check_resume(run_dir: Path, config: Config, prompts: list[str]) -> None:
     """Raises UserError if `run_dir` holds a run that other settings or prompts began. Changes nothing."""
+    if run_dir.is_symlink() and not run_dir.exists():
+        raise UserError(
+            f"{shown(run_dir)} is a link to {shown(run_dir.readlink())}, which is not there: mount its disk"
+        )
     if not (run_dir / "config.yaml").exists():
         foreign = next((p for p in run_dir.iterdir() if p.name not in UNFINISHED), None) if run_dir.is_dir() else None
         if foreign is not None or (run_dir.exists() and not run_dir.is_dir()):
@@ -141,8 +145,13 @@ class RunLock:
             ) from error
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except OSError as error:
             self.file.close()
+            if not isinstance(error, BlockingIOError):
+                raise UserError(
+                    f"run.dir={shown(self.path.parent)} is on a file system without locks ({error.strerror}): choose "
+                    "another run.dir"
+                ) from error
             raise UserError(
                 f"{shown(self.run_dir)} is in use by another driver ({self._holder()}): "
                 "wait for it, stop it, or choose another run.name"

@@ -6,6 +6,7 @@ cannot be granted is set aside under another name: it stops no run, and is not r
 """
 
 import dataclasses
+import os
 import re
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from common.errors import UserError, shown
-from conf.load import from_file, merge, parse_overrides, read_yaml, to_config
+from conf.load import from_file, is_file, merge, parse_overrides, read_yaml, to_config
 from conf.resume import RunLock, flatten, write_atomically
 from conf.schema import Config
 from conf.validate import check_ranges
@@ -29,8 +30,8 @@ def ask(run_dir: Path, words: list[str]) -> str:
 
     Raises UserError for anything but counts of samplers and rewards, and where no driver works on the run.
     """
-    run_dir = run_dir.resolve()  # "." has no name, by which the lock is found
-    if not (run_dir / "config.yaml").is_file():
+    run_dir = Path(os.path.realpath(run_dir))  # "." has no name, by which the lock is found
+    if not is_file(run_dir / "config.yaml"):
         raise UserError(
             f"{shown(run_dir)} is not a run (no config.yaml in it): give the run's folder, such as runs/mine"
         )

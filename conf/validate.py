@@ -6,9 +6,10 @@ Each check is one sentence for a user: the setting with its value, and the fix.
 import dataclasses
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
-from common.errors import UserError, quoted
+from common.errors import UserError, quoted, shown
 from conf.names import check_different
 from conf.places import check_room_for_sockets
 from conf.prompts import resolve_prompts
@@ -21,13 +22,17 @@ POSITIVE: Check = (lambda x: x > 0, "must be greater than 0")
 NOT_NEGATIVE: Check = (lambda x: x >= 0, "must not be negative")
 AT_LEAST_ONE: Check = (lambda x: x >= 1, "must be at least 1")
 SHARE: Check = (lambda x: 0 <= x <= 1, "must lie between 0 and 1")
-CPUS: Check = (lambda x: x >= 0 and (x < 1 or x == int(x)), "must be a whole number, or a share between 0 and 1")
+CPUS: Check = (
+    lambda x: x == 0 or 1e-4 <= x < 1 or (x >= 1 and x == int(x)),
+    "must be a whole number, or a share between 0.0001 and 1",
+)
+THREADS: Check = (lambda x: 1 <= x <= 4096, "must lie between 1 and 4096")
 
 RANGES: dict[str, Check] = {
     "run.seed": NOT_NEGATIVE,
     "run.batches": AT_LEAST_ONE,
-    "model.lora.rank": AT_LEAST_ONE,
-    "model.lora.alpha": POSITIVE,
+    "model.lora.rank": (lambda x: 1 <= x <= 4096, "must lie between 1 and 4096"),
+    "model.lora.alpha": (lambda x: 1e-3 <= x <= 1e6, "must lie between 0.001 and 1000000"),
     "sampling.steps": (lambda x: 1 <= x <= 1000, "must lie between 1 and 1000, the steps that models are trained on"),
     "sampling.eta": (
         lambda x: 0 < x <= 1,
@@ -43,11 +48,12 @@ RANGES: dict[str, Check] = {
     "samplers.count": AT_LEAST_ONE,
     "samplers.num_cpus": CPUS,
     "samplers.num_gpus": CPUS,
-    "samplers.threads": AT_LEAST_ONE,
+    "samplers.threads": THREADS,
+    "rewards.*.weight": (lambda x: abs(x) <= 1e6, "must lie between -1000000 and 1000000"),
     "rewards.*.count": AT_LEAST_ONE,
     "rewards.*.num_cpus": CPUS,
     "rewards.*.num_gpus": CPUS,
-    "rewards.*.threads": AT_LEAST_ONE,
+    "rewards.*.threads": THREADS,
     "rewards.*.batch_size": AT_LEAST_ONE,
     "rewards.*.timeout_s": POSITIVE,
     "learner.lr": POSITIVE,
@@ -64,7 +70,7 @@ RANGES: dict[str, Check] = {
     "learner.count": AT_LEAST_ONE,
     "learner.num_cpus": CPUS,
     "learner.num_gpus": CPUS,
-    "learner.threads": AT_LEAST_ONE,
+    "learner.threads": THREADS,
     "evaluation.count": AT_LEAST_ONE,
     "evaluation.every": AT_LEAST_ONE,
     "evaluation.grid": AT_LEAST_ONE,
@@ -118,8 +124,8 @@ def effective_gpus(config: Config, resources: dict[str, float]) -> tuple[Config,
 def check_ranges(config: Config) -> None:
     """Raises UserError for a number that no run could have."""
     for key, value in flatten(dataclasses.asdict(config)).items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{key}={value} must be a finite number")
+        if not all(math.isfinite(number) for number in _numbers(value)):
+            raise UserError(f"{key}={shown(value)} must be finite")
         parts = key.split(".")
         pattern = f"rewards.*.{parts[2]}" if parts[0] == "rewards" and len(parts) == 3 else key
         within, sentence = RANGES.get(pattern, (lambda x: True, ""))
@@ -127,6 +133,17 @@ def check_ranges(config: Config) -> None:
             raise UserError(f"{key}={value} {sentence}")
     if not all(0 < beta < 1 for beta in config.learner.betas):
         raise UserError(f"learner.betas={list(config.learner.betas)} must lie between 0 and 1, such as [0.9, 0.999]")
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """Every float in a value, however deep."""
+    if isinstance(value, float):
+        yield value
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            yield from _numbers(entry)
+    elif isinstance(value, dict):
+        yield from _numbers(list(value.values()))
 
 
 def _check_names(config: Config) -> None:
@@ -161,7 +178,9 @@ def _check_sizes(config: Config) -> None:
             f"take {_nearest_multiple(evaluation.count, order)}"
         )
     if evaluation.grid > evaluation.count:
-        raise UserError(f"evaluation.grid={evaluation.grid} is more than evaluation.count={evaluation.count}: lower it")
+        raise UserError(
+            f"evaluation.grid={evaluation.grid} is more than evaluation.count={evaluation.count}: lower evaluation.grid"
+        )
     if steps > size:
         raise UserError(
             f"learner.optimizer_steps={steps} is more than buffer.batch_size={size}, "

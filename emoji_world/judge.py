@@ -7,6 +7,7 @@ Prints a Markdown row a run. A reward that was won by pictures which no longer s
 
 import argparse
 import math
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -14,12 +15,14 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from common.errors import UserError, in_one_line
 from common.terminal import print_anywhere
 from conf.load import from_file
 from emoji_world.classifier import accuracy, classify
 from evaluation.summary import Comparison, compare, read_evaluations
 from policy.policy import Policy
 from policy.rollout import rollout
+from prompts.scenes import parse
 from report.grids import captions_of, grid
 
 HEAD = (
@@ -30,8 +33,8 @@ SHOWN = 8  # pairs in the picture
 
 
 def pictures(run_dir: Path, after: bool) -> tuple[list[str], np.ndarray]:
-    """Prompts and pictures, uint8 [n, H, W, 3], of a run's evaluation pairs, rolled out again: by the base model, or
-    with the run's LoRA."""
+    """Prompts and pictures, uint8 [n, H, W, 3], of a run's evaluation pairs, rolled out again: by the model that
+    it began with, or with the run's LoRA."""
     config = from_file(run_dir / "config.yaml")
     rows = next(iter(read_evaluations(run_dir).values()))
     prompts, seeds = rows["prompt"].to_pylist(), rows["seed"].to_pylist()
@@ -95,23 +98,39 @@ def _pairs(rows: pa.Table) -> list[tuple[str, int]]:
     return list(zip(rows["prompt"].to_pylist(), rows["seed"].to_pylist(), strict=True))
 
 
-def main() -> None:
+def checked(run_dir: Path) -> Comparison:
+    """Raises UserError for a run that cannot be judged, before anything is drawn."""
+    change = compare(run_dir)
+    if change is None:
+        raise UserError(f"{run_dir} has no two evaluations to compare")
+    try:
+        for prompt in next(iter(read_evaluations(run_dir).values()))["prompt"].unique().to_pylist():
+            parse(prompt)
+    except ValueError as error:
+        raise UserError(f"{run_dir} has prompts of another world: {error}") from error
+    return change
+
+
+def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--picture", type=Path, help="where to draw the first run's first pairs, before over after")
-    args = parser.parse_args()
-    print(HEAD)
-    for index, run_dir in enumerate(args.runs):
-        prompts, before = pictures(run_dir, after=False)
-        _, after = pictures(run_dir, after=True)
-        change = compare(run_dir)
-        if change is None:
-            parser.error(f"{run_dir} has no two evaluations to compare")
-        print(row(run_dir, change, prompts, before, after), flush=True)
-        if args.picture and index == 0:
-            draw(run_dir, before, after).save(args.picture, optimize=True)
+    args = parser.parse_args(arguments)
+    try:
+        changes = [checked(run_dir) for run_dir in args.runs]
+        print(HEAD)
+        for index, (run_dir, change) in enumerate(zip(args.runs, changes, strict=True)):
+            prompts, before = pictures(run_dir, after=False)
+            _, after = pictures(run_dir, after=True)
+            print(row(run_dir, change, prompts, before, after), flush=True)
+            if args.picture and index == 0:
+                draw(run_dir, before, after).save(args.picture, optimize=True)
+    except UserError as reason:
+        print(f"emoji_world.judge: {in_one_line(reason)}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
     print_anywhere()
-    main()
+    sys.exit(main(sys.argv[1:]))

@@ -1,10 +1,11 @@
 """Before and after, on the fixed evaluation set: the same (prompt, seed) pairs at every evaluated version.
 
 Because pairs are the same, the gain is judged by the differences within pairs, whose spread is smaller than that
-between pictures. Its size is given in standard deviations of the base model's rewards over those pairs.
+between pictures. Its size is given in standard deviations of the rewards before, over those pairs.
 """
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from common.errors import UserError
+
+OWN = re.compile(r"[bv]\d+\.e\d+\.\d+\.parquet")  # how a run names its files; others may lie beside them
 # Columns of an evaluation's rows that are no rewards (buffer/schema.py); reward columns are the other float ones.
 NOT_REWARDS = {"reward", "advantage", "prompt_id", "seed"}
 
@@ -51,7 +55,7 @@ class Comparison:
         """What to say in the place of a gain that is not finite."""
         if self.count == 1:
             return "a single pair has no standard deviation"
-        return "the base model's rewards did not vary, so there is no standard deviation to compare with"
+        return "the rewards before did not vary, so there is no standard deviation to compare with"
 
     @property
     def pairs(self) -> str:
@@ -66,7 +70,8 @@ def in_words(change: Comparison | None) -> str:
     if math.isfinite(change.standard_error):
         error = f"with a standard error of {change.standard_error:.4f}"
     if math.isfinite(change.gain):
-        gain = f"{change.gain:+z.2f} standard deviations of the base model's rewards"
+        size = f"{change.gain:+.2f}" if abs(change.gain) >= 0.005 else "less than 0.01"
+        gain = f"{size} standard deviations of the rewards before"
     return (
         f"finished: over {change.pairs} the mean reward went from {change.before_mean:z.4f} to "
         f"{change.after_mean:z.4f}, by {change.difference:+z.4f} {error}: {gain}"
@@ -78,10 +83,21 @@ def read_evaluations(run_dir: Path) -> dict[int, pa.Table]:
     Of a version evaluated twice (after a restart), the last."""
     tables: dict[int, pa.Table] = {}
     for path in sorted((run_dir / "evaluation").glob("*.parquet")):
-        table = pq.read_table(path)
+        if not OWN.fullmatch(path.name):
+            continue
+        table = read_rows(path)
         if len(table):
             tables[int(path.name.split(".")[0][1:])] = table  # rows that nobody rolled out are of no version
     return dict(sorted(tables.items()))
+
+
+def read_rows(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """A Parquet file of a run. Raises UserError for a damaged one."""
+    try:
+        return pq.read_table(path, columns=columns)
+    except (OSError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is damaged ({reason:.150}): put it back, or take it out of the folder") from error
 
 
 def reward_names(table: pa.Table) -> list[str]:

@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from buffer.errors import full_disk_stops_the_run
+from buffer.errors import disk_stops_the_run
 from buffer.orders import Version
 from common.errors import UserError
 from policy import lora
@@ -55,7 +55,7 @@ def write(folder: Path, point: RecoveryPoint, policy: Policy) -> None:
     if folder.exists():
         raise FileExistsError(f"the recovery point {folder} is there already, and none is ever overwritten")
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
-    with full_disk_stops_the_run(folder):
+    with disk_stops_the_run(folder):
         try:
             temporary.mkdir(parents=True)
             with operating_system_errors():

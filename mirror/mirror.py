@@ -30,7 +30,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from buffer.errors import RunStopped, full_disk_stops_the_run
+from buffer.errors import RunStopped, disk_stops_the_run
 from buffer.journal import ALL_EPOCHS, begin, read_counted, sync_folder
 from buffer.state import Record, State, fold, restored_record
 from buffer.store import digest_of
@@ -119,7 +119,7 @@ class Mirror:
         """Fill `folder` from the HEAD, and make it the run folder."""
         self._fetch(head, head.files, folder)
         opened: Record = {"kind": "opened", "epoch": head.epoch + 1, "seals": {}, "plan": head.plan}
-        with full_disk_stops_the_run(folder):
+        with disk_stops_the_run(folder):
             begin(folder / "journal", head.epoch + 1, (opened | {"time": time.time()}, head.state))
             self.epochs.save(folder)
             for name in UNFINISHED:
@@ -130,7 +130,7 @@ class Mirror:
     def _fetch(self, head: Head, paths: Any, folder: Path) -> None:
         for path in paths:
             at, digest = head.files[path]
-            with full_disk_stops_the_run(folder):
+            with disk_stops_the_run(folder):
                 found = self.remote.get(at, folder / path)
             if found != digest:
                 raise UserError(

@@ -26,6 +26,7 @@ class Snapshot:
     evaluations: dict[int, float | None]  # mean reward of the evaluation set by version; None where no picture has one
     waiting: dict[str, float]  # share of its time that each worker waited, 0 to 1
     orders: dict[str, int]  # how many orders of untrained batches are in each state
+    evaluating: int  # orders of evaluations that are not over
     set_aside: int  # pictures
     restarts: int
     notes: list[str]  # what went wrong since this start and was mended, a sentence each
@@ -43,6 +44,7 @@ class Display:
     batches: int
     console: Console = field(default_factory=lambda: Console(file=sys.stdout, highlight=False))
     live: Live | None = None
+    said_what_is_first: bool = False
     goes_on: bool = False  # with what earlier starts did and printed
     printed: int = 0
     printed_evaluations: set[int] = field(default_factory=set)
@@ -75,6 +77,9 @@ class Display:
             self._lines(now)
 
     def _lines(self, now: Snapshot) -> None:
+        if now.evaluating and not now.trained and not self.said_what_is_first:
+            self.said_what_is_first = True
+            self.say("the evaluation of version 0 comes first, then the batches")
         for version in sorted(set(now.evaluations) - self.printed_evaluations):
             self.say(f"evaluation at version {version}: {_mean_in_words(now.evaluations[version])}")
         self.printed_evaluations = set(now.evaluations)
@@ -125,7 +130,9 @@ class Display:
             facts.add_row("KL to base", f"{_shown(row, 'kl/base', 'z.4g')} nats a trajectory")
         for version, evaluated in sorted(now.evaluations.items())[-3:]:
             facts.add_row(f"evaluation at {version}", _mean_in_words(evaluated))
-        facts.add_row("orders", ", ".join(f"{count} {state}" for state, count in sorted(now.orders.items())) or "none")
+        orders = [f"{count} {state.replace('_', ' ')}" for state, count in sorted(now.orders.items())]
+        orders += [f"{now.evaluating} of evaluations to come"] if now.evaluating else []
+        facts.add_row("orders", ", ".join(orders) or "none")
         facts.add_row("waiting", ", ".join(f"{who} {share:.0%}" for who, share in sorted(now.waiting.items())))
         if now.advice:
             facts.add_row("for whom", ", ".join(f"{who}: {whom}" for who, whom in sorted(now.advice.waits_for.items())))

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from conf.schema import LoraConfig
-from policy.lora_file import WEIGHT_NAME, Layer
+from policy.lora_file import Layer
+from policy.source import WEIGHT_NAME
 
 ADAPTER = "default"
 

@@ -25,8 +25,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from common.errors import UserError
+from policy.source import WEIGHT_NAME, no_lora
 
-WEIGHT_NAME = "pytorch_lora_weights.safetensors"
 SUFFIX = ".safetensors"
 NO_LORA = "scheduler|optimizer|checkpoint"  # in names of files that diffusers passes over
 ADAPTER = "file"
@@ -157,10 +157,10 @@ def _find(path: Path, source: str) -> Path:
             raise UserError(f"{source} is a folder with {len(found)} LoRA files ({_cut(some)}); name one of them.")
         found = found or [file for file in inside if file.suffix in PICKLES][:1]
         if not found:
-            raise UserError(f"There is no LoRA at {source}; give a .safetensors file or a folder with {WEIGHT_NAME}.")
+            raise no_lora(source)
         path = found[0]
     if not path.is_file():
-        raise UserError(f"There is no LoRA at {source}; give a .safetensors file or a folder with {WEIGHT_NAME}.")
+        raise no_lora(source)
     if path.suffix in PICKLES:
         raise UserError(
             f"{source} has {_cut(path.name)}, a pickle that can run code when it is read; load it with diffusers where "

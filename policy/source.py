@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from common.blame import is_the_workers
 from common.errors import UserError
-from conf.schema import ModelConfig
+from conf.schema import LoraConfig, ModelConfig
 
 # model_index.json's _class_name of the families in policy/, and the files that hold each part's weights
 WEIGHT_FILES = {
@@ -21,6 +21,7 @@ WEIGHT_FILES = {
         "text_encoder": "model",
     }
 }
+WEIGHT_NAME = "pytorch_lora_weights.safetensors"  # as diffusers names it
 T = TypeVar("T")
 SHOWN = 200  # characters of a library's reason in a sentence
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -31,6 +32,7 @@ def check_model(model: ModelConfig) -> None:
 
     Of a hub repository only model_index.json is fetched, a few hundred bytes.
     """
+    check_lora_is_there(model.lora)
     path = Path(model.path)
     if not path.is_dir():
         if path.exists() or not HUB_ID.fullmatch(model.path):
@@ -52,6 +54,16 @@ def check_model(model: ModelConfig) -> None:
     family = check_family(index_config, model.path)
     for part, stem in WEIGHT_FILES[family].items():
         _check_weights(path / part, stem, model)
+
+
+def check_lora_is_there(lora: LoraConfig) -> None:
+    source = lora.init_from
+    if source is not None and not Path(source).exists():
+        raise no_lora(f"model.lora.init_from={source}")
+
+
+def no_lora(source: str) -> UserError:
+    return UserError(f"There is no LoRA at {source}; give a .safetensors file or a folder with {WEIGHT_NAME}.")
 
 
 def _fetch_index(model: ModelConfig) -> Path:

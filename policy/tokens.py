@@ -9,6 +9,7 @@ from typing import Any
 
 from diffusers.loaders import TextualInversionLoaderMixin
 from transformers import CLIPTextConfig, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
 
 from common.errors import UserError
 from conf.schema import ModelConfig
@@ -28,6 +29,7 @@ class Tokens:
     @classmethod
     def load(cls, model: ModelConfig) -> "Tokens":
         """Raises UserError if the tokenizer cannot be read, or does not go with the text encoder."""
+        transformers_logging.set_verbosity_error()  # of a prompt that is too long `check` says more, and that it is cut
         place: Any = {"pretrained_model_name_or_path": model.path, "revision": model.revision}
         tokenizer = read_part(model, "tokenizer", lambda: CLIPTokenizer.from_pretrained(**place, subfolder="tokenizer"))
         encoder = read_part(

@@ -70,4 +70,18 @@ def read_record(run_dir: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read ({error}): {MEND}") from error
     if not isinstance(record, dict) or not isinstance(record.get("sittings"), dict):
         raise UserError(f"{path} is no record of a run: {MEND}")
+    if not all(map(_is_sitting, record["sittings"].values())):
+        raise UserError(f"{path} has a start without what is written of one: {MEND}")
     return record
+
+
+def _is_sitting(entry: Any) -> bool:
+    if not isinstance(entry, dict) or not {"started", "ended", "machine", "seconds"} <= entry.keys():
+        return False
+    times = (entry["started"], entry["ended"], entry.get("restarts", 0))
+    places = entry["seconds"].values() if isinstance(entry["seconds"], dict) else [None]
+    return (
+        all(isinstance(time, int | float) for time in times)
+        and isinstance(entry["machine"], dict)
+        and all(isinstance(place, dict) and all(isinstance(s, int | float) for s in place.values()) for place in places)
+    )

@@ -52,7 +52,7 @@ def pictures(run: RunFiles) -> str:
     frames = "".join(
         f'<img src="{sources[v]}" data-version="{v}" alt="pictures at version {v}">' for v in versions[1:-1]
     )
-    pair = _figure(sources[first], f"before: {_after(first)}") + _figure(sources[last], _after(last), "after")
+    pair = _figure(sources[first], _after(first)) + _figure(sources[last], _after(last), "after")
     aside = any(rows["set_aside"].null_count < len(rows) for rows in run.evaluations.values())
     grey = "; a grey cell was set aside" if aside else ""
     slider = (
@@ -66,7 +66,7 @@ def pictures(run: RunFiles) -> str:
 
 
 def _after(version: int) -> str:
-    return f"after {version} batch{'es' if version != 1 else ''}" if version else "the base model"
+    return f"after {version} batch{'es' if version != 1 else ''}" if version else "before training"
 
 
 def spread(values: list[int], count: int) -> list[int]:

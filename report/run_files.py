@@ -2,18 +2,18 @@
 
 import json
 import math
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from common.errors import UserError
 from conf.load import from_file
 from conf.schema import Config
-from evaluation.summary import read_evaluations
+from evaluation.summary import OWN, read_evaluations, read_rows
 from report.record import read_record
 
 
@@ -35,7 +35,7 @@ def read_run(run_dir: Path) -> RunFiles:
     """Raises common.errors.UserError if the folder has no readable config.yaml."""
     evaluations = read_evaluations(run_dir)
     rows = newest_of_each_batch(run_dir / "trajectories")
-    tables = [pq.read_table(path, columns=["age", "set_aside"]) for path in rows]
+    tables = [read_rows(path, ["age", "set_aside"]) for path in rows]
     ages = [age for table in tables for age in table["age"].to_pylist() if age is not None]
     reasons = [reason for table in [*tables, *evaluations.values()] for reason in table["set_aside"].to_pylist()]
     return RunFiles(
@@ -44,7 +44,7 @@ def read_run(run_dir: Path) -> RunFiles:
         config_text=(run_dir / "config.yaml").read_text(encoding="utf-8"),
         batches=[row for row in read_metrics(run_dir / "metrics.jsonl") if "batch" in row],
         evaluations=evaluations,
-        samples={int(path.stem[1:]): path for path in sorted((run_dir / "samples").glob("v[0-9]*.png"))},
+        samples={int(path.stem[1:]): path for path in _grids(run_dir / "samples")},
         sittings=list(read_record(run_dir)["sittings"].values()),
         trajectories=sum(len(table) for table in tables),
         set_aside=dict(Counter(reason for reason in reasons if reason).most_common()),
@@ -52,10 +52,15 @@ def read_run(run_dir: Path) -> RunFiles:
     )
 
 
+def _grids(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.glob("*.png")) if re.fullmatch(r"v\d+\.png", path.name)]
+
+
 def newest_of_each_batch(folder: Path) -> list[Path]:
     """One Parquet file a batch: names are <batch>.<epoch>.<attempt>.parquet, and the last of a batch's is the one
     that was trained."""
-    return list({path.name.split(".")[0]: path for path in sorted(folder.glob("*.parquet"))}.values())
+    own = (path for path in sorted(folder.glob("*.parquet")) if OWN.fullmatch(path.name))
+    return list({path.name.split(".")[0]: path for path in own}.values())
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
@@ -69,7 +74,12 @@ def _row(path: Path, number: int, line: bytes) -> dict[str, float]:
         row = json.loads(line)
     except ValueError as error:
         raise UserError(f"{path} is damaged in line {number} ({error}): put it back, or take that line out") from error
-    if not isinstance(row, dict):
+    numbers = row.values() if isinstance(row, dict) else [None]
+    if (
+        not all(type(value) in (int, float) for value in numbers)
+        or "time" not in row
+        or not {"batch", "version"} & {*row}
+    ):
         raise UserError(f"{path} is damaged in line {number}, which is no row: put it back, or take that line out")
     return row
 

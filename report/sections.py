@@ -10,7 +10,7 @@ from typing import Any
 
 from common.machine import describe, machine_info
 from conf.resume import flatten
-from conf.schema import Config
+from conf.schema import Config, RewardConfig
 from evaluation.summary import Comparison, by_prompt, compare_tables, curve, reward_names
 from report.run_files import RunFiles, series
 from report.svg import Curve, chart, number
@@ -39,10 +39,12 @@ def headline(run: RunFiles) -> str:
     moved = f"{'rose' if change.difference > 0 else 'fell'} from {before} to {after}"
     if change.difference == 0:
         moved = f"stayed at {after}"
-    gain = f", {signed(change.gain)} standard deviations of the base model"
+    gain = f", {signed(change.gain)} standard deviations of the rewards before"
     if not math.isfinite(change.gain):
-        gain = "" if change.count == 1 else ", of a base model whose rewards did not vary"
-    return f"In {done} the mean reward over {change.pairs} {moved}{gain}."
+        gain = "" if change.count == 1 else ", from rewards that did not vary"
+    small = abs(change.difference) < change.standard_error
+    doubt = ", which is less than the standard error of the change" if small else ""
+    return f"In {done} the mean reward over {change.pairs} {moved}{gain}{doubt}."
 
 
 def cards(run: RunFiles) -> str:
@@ -51,7 +53,7 @@ def cards(run: RunFiles) -> str:
     facts: list[tuple[str, str, str]] = []
     if change is not None and math.isfinite(change.gain):
         error = f"± {number(change.standard_error / change.before_std)} standard error"
-        facts.append((signed(change.gain), "base standard deviations gained", error))
+        facts.append((signed(change.gain), "standard deviations gained", error))
     facts.append((f"{len(run.batches)} / {run.config.run.batches}", "batches", f"{run.trajectories:,} trajectories"))
     seconds = sum(sitting["ended"] - sitting["started"] for sitting in run.sittings)
     if seconds:
@@ -83,7 +85,7 @@ def reward_curve(run: RunFiles) -> str:
         return ""
     legend = '<p class="legend"><span class="c0">● evaluation set, mean ± standard error</span>'
     legend += '<span class="c1">— training batches</span>' if batches else ""
-    legend += "<span>┄ base model</span>" if baseline is not None else ""
+    legend += "<span>┄ before training</span>" if baseline is not None else ""
     return f"<section><h2>Reward</h2>{legend}</p>{drawing}{_comparison_table(run)}</section>"
 
 
@@ -128,7 +130,9 @@ def where_time_went(run: RunFiles) -> str:
 
 def settings(run: RunFiles) -> str:
     """What differs from the defaults, and the whole configuration."""
-    defaults, values = (flatten(dataclasses.asdict(config)) for config in (Config(), run.config))
+    plain = Config(rewards={name: RewardConfig() for name in run.config.rewards})
+    plain.run.name = run.config.experiment
+    defaults, values = (flatten(dataclasses.asdict(config)) for config in (plain, run.config))
     changed = [(k, shown(v), shown(defaults.get(k, ""))) for k, v in values.items() if v != defaults.get(k)]
     return (
         "<section><h2>Settings</h2><p>Those that differ from the defaults:</p>"
@@ -209,7 +213,7 @@ def _comparison_table(run: RunFiles) -> str:
     names = reward_names(run.evaluations[min(run.evaluations)])
     compared = [compare_tables(run.evaluations, name) for name in ("reward", *(names if len(names) > 1 else ()))]
     rows = [_comparison_row(change) for change in compared if change is not None]
-    head = ("", "before: mean ± std", "after: mean ± std", "difference ± standard error", "in base stds", "pairs")
+    head = ("", "before: mean ± std", "after: mean ± std", "difference ± standard error", "in stds before", "pairs")
     return table(head, rows) if rows else ""
 
 

@@ -1,5 +1,6 @@
 """TrajectoryBuffer with its files: restarts, late and wrong calls, failures, damage, retention, evaluations, epochs."""
 
+import errno
 import itertools
 import os
 import resource
@@ -239,6 +240,64 @@ def test_a_picture_that_raises_is_set_aside_and_the_others_are_scored(tmp_path: 
     found = rows(tmp_path)[0]
     assert found[1]["set_aside"] == "size: too dark 2" and found[1]["reward"] is None
     assert found[0]["size.caption"] == "a cat" and found[0]["reward"] == found[0]["size"]
+
+
+def test_failures_with_one_reward_say_nothing_of_another(tmp_path: Path) -> None:
+    b = buffer(tmp_path, batches=1, combination=Combination({"size": 1.0, "other": 1.0}))
+    start(b)
+    roll_out(b)
+    first = b.lease("size", "reward-size-0.0")
+    assert first
+    picture = first.table["trajectory_id"][0].as_py()
+
+    def fails(reward: str) -> None:
+        lease = b.lease(reward, f"reward-{reward}-0.0")
+        assert lease
+        b.pictures_failed(reward, lease.order_id, lease.table_digest, f"reward-{reward}-0.0", {picture: "once"})
+
+    for reward in ("size", "size", "other", "other"):
+        fails(reward)
+        assert b.status()["set_aside"] == 0
+    fails("other")
+    assert b.status()["set_aside_by_reason"] == {"other: once": 1}
+
+
+@pytest.mark.parametrize("what", [errno.EIO, errno.EROFS, errno.ESTALE])
+def test_a_disk_that_fails_is_named_and_charged_to_nobody(
+    what: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    b = buffer(tmp_path)
+    start(b)
+    claim = b.claim("s0")
+    assert claim
+
+    def fails(descriptor: int) -> None:
+        raise OSError(what, os.strerror(what))
+
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(RunStopped, match=f"The disk that holds {tmp_path} failed .*mend it"):
+        b.add(claim.order.order_id, claim.version, rolled_out(claim.order, claim.version))
+    with pytest.raises(RunStopped, match="failed"):
+        b.claim("s1")
+    monkeypatch.undo()
+    finish(buffer(tmp_path))
+
+
+def test_a_reason_that_was_never_utf_8_is_kept(tmp_path: Path) -> None:
+    b = buffer(tmp_path, batches=1)
+    start(b)
+    for _ in range(3):
+        claim = b.claim("s0")
+        assert claim
+        b.order_failed(claim.order.order_id, "s0", "no file caf\udce9.png")
+    b = buffer(tmp_path, batches=1)
+    for _ in range(3):  # a new start tries again
+        start(b)
+        claim = b.claim("s0")
+        assert claim
+        b.order_failed(claim.order.order_id, "s0", "no file caf\udce9.png")
+    finish(b)
+    assert rows(tmp_path)[0][0]["set_aside"] == r"no file caf\udce9.png"
 
 
 def fail_everything(b: TrajectoryBuffer, orders: int = 100) -> None:

@@ -6,6 +6,8 @@ import pytest
 
 from common.errors import UserError
 from conf.load import load
+from conf.prompts import resolve_prompts
+from conf.resume import save_config
 from conf.validate import cluster_fits, validate
 
 TWO_CORES = {"CPU": 2.0}
@@ -46,7 +48,7 @@ BAD = [
     (["compressibility", "run.name=${run.name}"], "run.name cannot be worked out"),
     # impossible values
     (["compressibility", "learner.lr=0"], "learner.lr=0.0 must be greater than 0"),
-    (["compressibility", "learner.lr=nan"], "learner.lr=nan must be a finite number"),
+    (["compressibility", "learner.lr=nan"], "learner.lr=nan must be finite"),
     (["compressibility", "learner.clip_range=-1e-4"], "learner.clip_range=-0.0001 must be greater than 0"),
     (["compressibility", "learner.betas=[0.9,1.0]"], "learner.betas=[0.9, 1.0] must lie between 0 and 1"),
     (["compressibility", "run.batches=0"], "run.batches=0 must be at least 1"),
@@ -56,8 +58,15 @@ BAD = [
     (["compressibility", "sampling.eta=0"], "sampling.eta=0.0 must be greater than 0"),
     (["compressibility", "sampling.guidance=0.5"], "sampling.guidance=0.5 must be at least 1"),
     (["compressibility", "sampling.latents_dtype=bfloat16"], "sampling.latents_dtype=bfloat16 cannot be stored"),
-    (["compressibility", "model.lora.rank=0"], "model.lora.rank=0 must be at least 1"),
+    (["compressibility", "model.lora.rank=0"], "model.lora.rank=0 must lie between 1 and 4096"),
     (["compressibility", "model.lora.targets=[]"], "model.lora.targets is empty"),
+    (["compressibility", "model.lora.rank=1000000000000"], "model.lora.rank=1000000000000 must lie between 1 and 4096"),
+    (["compressibility", "model.lora.alpha=1e-300"], "model.lora.alpha=1e-300 must lie between 0.001 and 1000000"),
+    (["compressibility", "samplers.threads=3000000000"], "samplers.threads=3000000000 must lie between 1 and 4096"),
+    (["compressibility", "learner.num_cpus=1e-5"], "learner.num_cpus=1e-05 must be a whole number, or a share"),
+    (["compressibility", "rewards.compressibility.weight=1e39"], "must lie between -1000000 and 1000000"),
+    (["compressibility", "rewards.compressibility.range=[0,.inf]"], "range=(0.0, inf) must be finite"),
+    (["compressibility", "rewards.compressibility.args.k=[.nan]"], "args.k=[nan] must be finite"),
     (["compressibility", "samplers.num_cpus=1.5"], "samplers.num_cpus=1.5 must be a whole number"),
     (["compressibility", "buffer.max_failed_share=1.1"], "buffer.max_failed_share=1.1 must lie between 0 and 1"),
     (["compressibility", "run.name=../elsewhere"], "run.name='../elsewhere' must be a folder's name"),
@@ -149,6 +158,27 @@ def test_a_bad_experiment_file_is_named_in_one_sentence(text: str, says: str, tm
     with pytest.raises(UserError) as caught:
         validate(load([str(path), "prompts.list=[a cat]"]))
     assert says in one_sentence(caught.value)
+
+
+def test_a_runs_folder_in_the_place_of_its_settings_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_config(Path("runs/mine"), load(["compressibility"]), ["a cat"])
+    with pytest.raises(UserError, match=r"'runs/mine' is a run's folder: give runs/mine/config\.yaml"):
+        load(["runs/mine"])
+
+
+def test_a_run_goes_on_with_its_own_prompts_where_their_file_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.txt").write_text("a cat\na dog\n")
+    begun = load(["compressibility", "prompts.file=mine.txt", "run.name=mine"])
+    prompts = resolve_prompts(begun.prompts)
+    save_config(Path("runs/mine"), begun, prompts)
+    Path("mine.txt").unlink()
+    again = load(["runs/mine/config.yaml"])
+    assert resolve_prompts(again.prompts) == prompts
+    assert resolve_prompts(load(["runs/mine/config.yaml", "prompts.list=[a bee]"]).prompts) == ["a bee"]
 
 
 def test_binary_experiment_file(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_the_report_says_what_the_run_did(page: str, run_dir: Path) -> None:
     text = html.unescape(re.sub(r"<[^>]+>", " ", page))
     for fact in (
         "40 of 40 batches",
-        f"+{number(change.gain)} standard deviations of the base model",
+        f"+{number(change.gain)} standard deviations of the rewards before",
         f"{number(change.before_mean)} ± {number(change.before_std)}",
         f"+{number(change.difference)} ± {number(change.standard_error)}",
         "the reward was nan: 1",
@@ -233,6 +233,21 @@ def test_there_is_no_grid_without_any_picture() -> None:
     assert cells(evaluation_table(0, np.arange(2.0), set_aside=(0, 1)), {}, ()) is None
 
 
+def test_the_judge_refuses_what_it_cannot_judge_before_it_draws(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    foreign = synthetic_run(tmp_path, batches=4)  # its prompts are no captions of Emoji World
+    assert judge.main([str(foreign)]) == 2
+    for path in list((foreign / "evaluation").iterdir())[1:]:
+        path.unlink()
+    assert judge.main([str(foreign)]) == 2
+    output, errors = capsys.readouterr()
+    assert output == ""
+    other_world, one_evaluation = errors.splitlines()
+    assert "has prompts of another world: not a caption of Emoji World: 'animal 0 in" in other_world
+    assert "has no two evaluations to compare" in one_evaluation
+
+
 def test_the_judges_captions_are_of_the_same_pairs(tmp_path: Path) -> None:
     """Also where rows of an evaluation are in another order, and some are missing."""
     run_dir = synthetic_run(tmp_path, batches=4)
@@ -274,7 +289,7 @@ def page_text(run_dir: Path) -> str:
 @pytest.mark.parametrize(
     ("before", "after", "says"),
     [
-        (np.full(4, 0.1), np.full(4, 0.3), "whose rewards did not vary"),
+        (np.full(4, 0.1), np.full(4, 0.3), "from rewards that did not vary"),
         (np.full(4, 0.1), np.full(4, 0.1), "stayed at"),
         (np.array([1.0]), np.array([2.0]), "over 1 fixed pair of prompt and seed"),
         (np.array([2.0, 3.0]), np.array([1.0, 2.5]), "fell from"),
@@ -313,7 +328,7 @@ def test_a_grid_that_is_not_the_base_models_is_not_called_so(tmp_path: Path) -> 
     run_dir = synthetic_run(tmp_path, batches=4)
     (run_dir / "samples" / "v00000.png").unlink()
     text = page_text(run_dir)
-    assert "before: the base model" not in text and "before: after 1 batches" not in text
+    assert ">before training<" not in text and "after 1 batches" not in text
     assert "after 1 batch " in text
 
 

@@ -86,18 +86,18 @@ def test_the_result_is_a_sentence(tmp_path: Path) -> None:
     write_evaluation(tmp_path, 9, np.array([2.0, 3.0, 5.0]))
     assert in_words(compare(tmp_path)) == (
         "finished: over 3 fixed pairs of prompt and seed the mean reward went from 2.0000 to 3.3333, by +1.3333 with a "
-        "standard error of 0.3333: +1.33 standard deviations of the base model's rewards"
+        "standard error of 0.3333: +1.33 standard deviations of the rewards before"
     )
 
 
 @pytest.mark.parametrize(
     ("before", "after", "says"),
     [
-        ([1.0, 1.0], [2.0, 3.0], "the base model's rewards did not vary"),
-        ([0.1, 0.1, 0.1], [0.1, 0.1, 0.1], "the base model's rewards did not vary"),
+        ([1.0, 1.0], [2.0, 3.0], "the rewards before did not vary"),
+        ([0.1, 0.1, 0.1], [0.1, 0.1, 0.1], "the rewards before did not vary"),
         ([1.0], [2.0], "over 1 fixed pair of prompt and seed"),
         ([1.0], [2.0], "from a single pair no error can be given"),
-        ([1.0, 2.0], [1.0 - 1e-9, 2.0], "by +0.0000 with a standard error of 0.0000: +0.00 standard deviations"),
+        ([1.0, 2.0], [1.0 - 1e-9, 2.0], "with a standard error of 0.0000: less than 0.01 standard deviations"),
     ],
 )
 def test_numbers_that_are_not_there_are_said_in_words(

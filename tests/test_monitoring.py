@@ -114,6 +114,7 @@ def snapshot(trained: int, notes: list[str]) -> Snapshot:
         evaluations={0: -4.0},
         waiting={"sampler-0": 0.5},
         orders={"open": 4},
+        evaluating=0,
         set_aside=2,
         restarts=len(notes),
         notes=notes,

@@ -12,10 +12,13 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.exceptions import RayActorError
 
+from actors import fleet as fleet_module
 from actors import remote_buffer
 from actors.buffer_actor import BufferActor
+from actors.ending import judged
 from actors.fleet import NODE_DIED, Fleet, Place, why_it_died
 from actors.placement import beside_the_driver, node_lives, node_of, room_for_ranks
+from common.errors import UserError
 from conf.schema import LearnerConfig
 from tests.buffer_toy import ONE_REWARD, PLAN, rules
 from tests.running import TIMEOUT_S, wait_for
@@ -31,6 +34,14 @@ class Loading:
     def __init__(self, begun: Path) -> None:
         begun.touch()
         time.sleep(10**6)
+
+
+class Sick:
+    """Its device fails before it can ask for work."""
+
+    @judged
+    def run(self, buffer: ray.actor.ActorHandle) -> None:
+        raise MemoryError
 
 
 class Working:
@@ -114,6 +125,45 @@ def test_a_call_of_an_actor_that_hangs_ends(cluster: Cluster, monkeypatch: pytes
     with pytest.raises(remote_buffer.BufferSilent, match="has not answered for 1 s"):
         remote_buffer.RemoteBuffer(actor).current()
     ray.kill(actor)
+
+
+def test_a_place_that_always_fails_ends_the_run_only_if_all_of_its_kind_do(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet_module, "LONGEST_DELAY_S", 0.0)
+    start: Any = ray.remote(num_cpus=0, max_task_retries=0)
+    buffer = start(BufferActor).options(**beside_the_driver()).remote(tmp_path / "run", PLAN, rules(), ONE_REWARD)
+    fleet = Fleet(remote_buffer.RemoteBuffer(buffer))
+    fleet.add(Place("sampler-0", lambda worker: [start(Working).remote()]))
+    fleet.add(Place("sampler-1", lambda worker: [start(Sick).remote()]))
+
+    def deaths(count: int) -> bool:
+        fleet.tend([], {})
+        return len([note for note in fleet.notes if note.startswith("sampler-1.")]) >= count
+
+    wait_for("seven deaths", lambda: deaths(7))
+    fleet.remove(fleet.places[0])
+    with pytest.raises(
+        UserError, match=r"sampler-1 failed \d+ times in a row before it had made anything; .*MemoryError"
+    ):
+        wait_for("the end", lambda: deaths(100))
+    fleet.end()
+    ray.kill(buffer)
+
+
+def test_who_is_late_is_said_to_be_so(cluster: Cluster, tmp_path: Path) -> None:
+    start: Any = ray.remote(num_cpus=0, max_task_retries=0)
+    buffer = start(BufferActor).options(**beside_the_driver()).remote(tmp_path / "run", PLAN, rules(), ONE_REWARD)
+    fleet = Fleet(remote_buffer.RemoteBuffer(buffer))
+    fleet.add(Place("reward-size-0", lambda worker: [start(Working).remote()]))
+
+    def notes() -> list[str]:
+        fleet.tend(["reward-size-0.0"], {"reward-size-0.0": {}})
+        return fleet.notes
+
+    assert "died (it took longer than rewards.size.timeout_s allows)" in wait_for("a death", notes)[0]
+    fleet.end()
+    ray.kill(buffer)
 
 
 def test_who_is_killed_for_memory_is_replaced_like_any_other_dead(

@@ -88,7 +88,7 @@ def test_sigterm_finishes_the_batch_and_the_same_command_goes_on(model: Path, tm
     with launched(*command, cwd=tmp_path, fault="learner.update:Updater._optimizer_step:3") as run:
         run.wait_for_fault()
         run.process.send_signal(signal.SIGTERM)
-        run.wait_for_line("SIGTERM: the batch in training is finished first")
+        run.wait_for_line("SIGTERM: a batch in training is finished first")
         run.release()
         output = finish(run)
     assert "goes on from there" in output

@@ -60,11 +60,11 @@ class Publisher:
             if evaluated not in self.log.versions:
                 self._record_evaluation(evaluated)
 
-    def save_lora(self) -> Path:
+    def save_lora(self) -> None:
         """Writes the newest LoRA, if there is one yet, to `lora/`, with its scale in its weights: for any program."""
         folder = self.run_dir / "lora"
         if (newest := self.buffer.current()) is None:
-            return folder
+            return
         version, recovery_point = newest
         temporary = folder / "writing.tmp"
         weights = recovery.read_lora(self.run_dir / recovery_point, version)
@@ -72,7 +72,6 @@ class Publisher:
             lora.export(weights, temporary, self.config.model.lora)
         (temporary / lora.WEIGHT_NAME).replace(folder / lora.WEIGHT_NAME)
         temporary.rmdir()
-        return folder
 
     def close(self) -> None:
         self.log.close()

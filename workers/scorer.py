@@ -10,6 +10,11 @@ from common.clock import Clock
 from rewards.base import NamedReward, Scores, score_order, score_rows
 
 
+class NothingScored(Exception):
+    """Every picture of an order failed. That may be theirs, or this process's, in which something broke for good (a
+    pool of helpers, a connection): so the next one to try is new."""
+
+
 class Scorer:
     """Call `step` again and again."""
 
@@ -22,8 +27,8 @@ class Scorer:
         self.clock = clock
 
     def step(self) -> bool:
-        """Whether there were pictures. Raises UserError when the reward answers in other types than before; and what
-        its device or memory raises, which counts against no picture."""
+        """Whether there were pictures. Raises UserError when the reward answers in other types than before; what its
+        device or memory raises, which counts against no picture; and NothingScored."""
         lease = self.buffer.lease(self.reward.name, self.name)
         if lease is None:
             return False
@@ -33,6 +38,8 @@ class Scorer:
             order = self.reward.name, lease.order_id, lease.table_digest
             if reasons:  # the order is offered again, until each of its pictures is scored or set aside
                 self.buffer.pictures_failed(*order, self.name, reasons)
+                if not table.num_rows:
+                    raise NothingScored(f"not one picture of {lease.order_id} could be scored; a new process tries")
             else:
                 self.buffer.add_scores(*order, table)
         return True
