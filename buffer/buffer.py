@@ -10,14 +10,12 @@
                                        ▼ │
                                     learner
 
-Every call is: one pure transition, its records to the journal (fsynced), then the new state, then the answer. Files are
-written before the record that names them, and removed after the record that says they are not needed. Calls come one
-at a time. A call that does not count answers False or None, or raises `Refused`; `RunStopped` ends the run.
+Every call is one pure transition, journaled before it is answered (ledger.py). Calls come one at a time. A call that
+does not count answers False or None, or raises `Refused`; `RunStopped` ends the run.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +27,17 @@ from buffer import rollouts, scoring, training, workers
 from buffer.assembly import Assembly, first_pictures
 from buffer.combination import Combination
 from buffer.errors import Refused, RunStopped
-from buffer.journal import ALL_EPOCHS, Journal, read_counted
+from buffer.ledger import Ledger
 from buffer.messages import Claim, Lease, News, TakenBatch
 from buffer.orders import Plan, Version
 from buffer.retention import needed_files, old_recovery_points
 from buffer.rules import Rules
 from buffer.schema import ROLLOUT_COLUMNS, check_rollout, check_scores, stack
 from buffer.score_types import ScoreTypes
-from buffer.state import File, Record, State, Step, fold, work_of
+from buffer.state import File, State, Step, work_of
 from buffer.status import status_of
-from buffer.store import Store, roster_of
+from buffer.store import roster_of
 from common.blame import writable
-from common.errors import UserError
 
 DELAY_S = 1.0  # of a disk, and more is nobody's time
 
@@ -62,17 +59,19 @@ class TrajectoryBuffer:
         self.clock = clock
         self._weights: dict[Version, Any] = {}  # what each published version was published with
         self._types = ScoreTypes()
-        self.notes: list[str] = []  # what was damaged, removed or missed in this epoch, in sentences
         self._deaths = 0
-        self._stopped: str | None = None
-        self._check_identity(read_counted(run_dir / "journal", before=ALL_EPOCHS)[0])
-        self._journal = Journal(run_dir / "journal")
-        self.epoch = self._journal.epoch
-        self._store = Store(run_dir, self.epoch)
-        self.state = State()
-        for record in self._journal.history:
-            self.state = fold(self.state, record)
+        self._ledger = Ledger(run_dir, plan, clock)
+        self.epoch = self._ledger.epoch
         self._open()
+
+    @property
+    def state(self) -> State:
+        return self._ledger.state
+
+    @property
+    def notes(self) -> list[str]:
+        """What was damaged, removed or missed in this epoch, in sentences."""
+        return self._ledger.notes
 
     # ---- samplers
 
@@ -92,7 +91,7 @@ class TrajectoryBuffer:
         if not rollouts.accepts(self.rules, self.state, order_id, version):
             return False
         check_rollout(self.plan.order(order_id), table)
-        file = self._write(order_id, table.select(ROLLOUT_COLUMNS))
+        file = self._ledger.write(order_id, table.select(ROLLOUT_COLUMNS))
         return self._do(rollouts.add(self.rules, self.state, order_id, version, file, self.clock()))
 
     def order_failed(self, order_id: str, worker: str, message: str) -> None:
@@ -124,9 +123,9 @@ class TrajectoryBuffer:
             return False
         skip = [trajectory_id for trajectory_id, _ in work_of(self.state, order_id).set_aside]
         check_scores(self.plan.order(order_id), table, skip)
-        with self._remembering_a_stop():
+        with self._ledger.remembering_a_stop():
             self._types.check(reward, table.schema)
-        file = self._write(f"{order_id}.{reward}", table)
+        file = self._ledger.write(f"{order_id}.{reward}", table)
         counts = self._do(
             scoring.add_scores(self.rules, self.state, reward, order_id, table_digest, file, self.clock())
         )
@@ -174,12 +173,12 @@ class TrajectoryBuffer:
         if live is None:
             return None  # something was damaged, and is made again
         self._do(step)
-        batch, name = step.answer, self._store.new_name("")[1:]
+        batch, name = step.answer, self._ledger.store.new_name("")[1:]
         return TakenBatch(batch, self.state.trained[-1].version, self.state.rosters[batch], name, live, aside)
 
     def initial_recovery_point(self) -> str:
         """A new name for version 0's recovery point, relative to the run folder."""
-        return f"checkpoints/{self._store.new_name('v00000')}"
+        return f"checkpoints/{self._ledger.store.new_name('v00000')}"
 
     def trained(self, batch: int, version_after: Version, recovery_point: str, parquet: str) -> str:
         """Both files are written. Returns the recovery point that counts: of another, the learner reloads it.
@@ -198,11 +197,13 @@ class TrajectoryBuffer:
         counts = self._do(
             training.trained(self.rules, self.state, batch, version, recovery_point, parquet, roster, self.clock())
         )
-        beside = self._store.leftovers([counts.recovery_point], ["checkpoints"], f"v{batch + 1:05d}.")
-        beside += self._store.leftovers([counts.parquet], ["trajectories"], f"b{batch:05d}.") if batch >= 0 else []
-        self._remove(beside)
+        beside = self._ledger.store.leftovers([counts.recovery_point], ["checkpoints"], f"v{batch + 1:05d}.")
+        beside += (
+            self._ledger.store.leftovers([counts.parquet], ["trajectories"], f"b{batch:05d}.") if batch >= 0 else []
+        )
+        self._ledger.remove(beside)
         if not known:
-            self._remove(self._unneeded(["tensors"]) + old_recovery_points(self.rules, self.state))
+            self._ledger.remove(self._unneeded(["tensors"]) + old_recovery_points(self.rules, self.state))
             self._finish_evaluations()
         return counts.recovery_point
 
@@ -237,14 +238,14 @@ class TrajectoryBuffer:
         parquet = self.state.evaluations[version]
         assert parquet is not None, "it was missed"
         rows = pq.read_table(self.run_dir / parquet)
-        return rows, first_pictures(self._store.read_arrow, self.rules.sizes, self.state, version, pictures)
+        return rows, first_pictures(self._ledger.store.read_arrow, self.rules.sizes, self.state, version, pictures)
 
     def evaluation_missed(self, version: int, why: str) -> None:
         """Close an evaluation that can no longer be served (its recovery point does not load)."""
         if version in self.rules.open_evaluations(self.state):
-            self._note(f"The evaluation of version {version} was missed: {why}.")
+            self._ledger.note(f"The evaluation of version {version} was missed: {why}.")
         self._do(training.missed(self.rules, self.state, version, why, self.clock()))
-        self._remove(self._unneeded(["tensors"]))
+        self._ledger.remove(self._unneeded(["tensors"]))
 
     # ---- watching
 
@@ -255,7 +256,7 @@ class TrajectoryBuffer:
     @property
     def stop(self) -> str | None:
         """Why the run cannot go on, in a sentence; None if it can."""
-        return self._stopped or self.rules.stop(self.state)
+        return self._ledger.stopped or self.rules.stop(self.state)
 
     def status(self) -> dict[str, Any]:
         """Plain numbers and strings for a display; docs/buffer.md has their meaning."""
@@ -278,95 +279,39 @@ class TrajectoryBuffer:
         )
 
     def close(self) -> None:
-        self._journal.close()
+        self._ledger.close()
 
     # ---- the machinery
 
     def _do(self, step: Step) -> Any:
-        """Journal what the step says, then let it be so."""
-        with self._excusing_delays():
-            if step.records:
-                with self._remembering_a_stop():
-                    self._journal.append(step.records)
-            self.state = step.state
-        return step.answer
-
-    def _write(self, stem: str, table: pa.Table) -> File:
-        with self._excusing_delays(), self._remembering_a_stop():
-            return self._store.write_arrow(stem, table)
-
-    @contextmanager
-    def _excusing_delays(self) -> Iterator[None]:
-        """While a disk keeps the buffer waiting, everybody else waits for the buffer, and nobody is late by that."""
-        start = self.clock()
-        try:
-            yield
-        finally:
-            if (delay := self.clock() - start) > DELAY_S:
-                self.state = workers.excused(self.state, delay)
-
-    @contextmanager
-    def _remembering_a_stop(self) -> Iterator[None]:
-        """After a full disk (or a later epoch) nothing new is handed out in this one."""
-        try:
-            yield
-        except RunStopped as stopped:
-            self._stopped = str(stopped)
-            raise
+        return self._ledger.do(step)
 
     def _stop_if_due(self) -> None:
         if self.stop is not None:
             raise RunStopped(self.stop)
 
-    def _check_identity(self, history: list[Record]) -> None:
-        theirs = ours = self.plan.identity()
-        for record in history:
-            if record["kind"] == "opened":
-                theirs = record["plan"]
-            elif record["kind"] in ("trained", "restored") and theirs != ours:  # before version 0 nothing is made of it
-                others = ", ".join(f"{k} {theirs[k]} (now {ours[k]})" for k in ours if theirs[k] != ours[k])
-                raise UserError(
-                    f"The run in {self.run_dir} was begun with another plan: {others}; go on with what it was begun "
-                    "with, or start another run under another run.name."
-                )
-
     def _open(self) -> None:
-        seals = {str(epoch): size for epoch, size in self._journal.seals.items()}
-        opened: Record = {"kind": "opened", "epoch": self.epoch, "seals": seals, "plan": self.plan.identity()}
-        opened["time"] = self.clock()
-        self._do(Step(fold(self.state, opened), (opened,)))
         self._do(training.reopen(self.rules, self.state))
         for version in self.rules.open_evaluations(self.state):
             if not (self.run_dir / self.state.trained[version].recovery_point).exists():
                 self.evaluation_missed(version, "its recovery point is gone")
-        self._remove(self._unneeded(["tensors", "trajectories", "evaluation", "checkpoints"]))
+        self._ledger.remove(self._unneeded(["tensors", "trajectories", "evaluation", "checkpoints"]))
         self._finish_evaluations()
 
     def _unneeded(self, folders: list[str]) -> list[str]:
-        return self._store.leftovers(needed_files(self.rules, self.state), folders)
-
-    def _remove(self, paths: list[str]) -> None:
-        """Remove files, unless a later epoch has begun: it may have sealed the record that made them unneeded out."""
-        if paths and self._journal.superseded() is None:
-            self._store.remove(paths)
+        return self._ledger.store.leftovers(needed_files(self.rules, self.state), folders)
 
     def _read(self, order_id: str, file: File, reward: str | None = None) -> pa.Table | None:
         """An acknowledged table; if it is damaged, it is journaled as to be made again, and said so."""
-        with self._excusing_delays(), self._remembering_a_stop():
-            table = self._store.read_arrow(file)
+        table = self._ledger.read(file)
         if table is None:
             self._make_again(order_id, reward, file, "is damaged or gone")
         return table
 
     def _make_again(self, order_id: str, reward: str | None, file: File, why: str) -> None:
         what = f"scored with {reward}" if reward else "rolled out"
-        self._note(f"{file.path} {why}: order {order_id} is {what} again.")
+        self._ledger.note(f"{file.path} {why}: order {order_id} is {what} again.")
         self._do(rollouts.damaged(self.rules, self.state, order_id, reward, file.path, self.clock()))
-
-    def _note(self, sentence: str) -> None:
-        """For people, once."""
-        if sentence not in self.notes:
-            self.notes.append(sentence)
 
     def _rows(self, orders: tuple[str, ...], tensors: bool) -> tuple[pa.Table | None, pa.Table]:
         """(rows that take part, rows set aside) of some orders, sorted; None for the first if anything is damaged."""
@@ -381,13 +326,13 @@ class TrajectoryBuffer:
                 if self.state.next_batch >= self.rules.batches:
                     self.evaluation_missed(version, why)
                     continue
-                self._note(f"The evaluation of version {version} is left for the next start: {why}.")
+                self._ledger.note(f"The evaluation of version {version} is left for the next start: {why}.")
             if not self.rules.all_over(self.state, orders) or why:
                 continue
             live, aside = self._rows(orders, tensors=False)
             if live is not None:
                 rows = stack([live, aside]).drop_columns(["batch", "age", "age_in_flight"])
-                with self._remembering_a_stop():
-                    path = self._store.write_evaluation(version, rows.sort_by([("trajectory_id", "descending")]))
+                with self._ledger.remembering_a_stop():
+                    path = self._ledger.store.write_evaluation(version, rows.sort_by([("trajectory_id", "descending")]))
                 self._do(training.evaluated(self.rules, self.state, version, path, self.clock()))
-                self._remove(self._unneeded(["tensors"]))
+                self._ledger.remove(self._unneeded(["tensors"]))

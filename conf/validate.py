@@ -84,6 +84,7 @@ def validate(config: Config) -> None:
     check_ranges(config)
     _check_names(config)
     _check_sizes(config)
+    _check_learner(config)
     _check_rewards(config)
     _check_types(config)
     check_room_for_sockets(config)
@@ -159,7 +160,7 @@ def _check_names(config: Config) -> None:
 
 def _check_sizes(config: Config) -> None:
     size, order = config.buffer.batch_size, config.buffer.order_size
-    steps, evaluation = config.learner.optimizer_steps, config.evaluation
+    evaluation = config.evaluation
     if size % order:
         raise UserError(
             f"buffer.batch_size={size} is not divisible by buffer.order_size={order}: "
@@ -181,6 +182,10 @@ def _check_sizes(config: Config) -> None:
         raise UserError(
             f"evaluation.grid={evaluation.grid} is more than evaluation.count={evaluation.count}: lower evaluation.grid"
         )
+
+
+def _check_learner(config: Config) -> None:
+    size, steps = config.buffer.batch_size, config.learner.optimizer_steps
     if steps > size:
         raise UserError(
             f"learner.optimizer_steps={steps} is more than buffer.batch_size={size}, "

@@ -9,6 +9,7 @@ Resumable: the same command goes on from the last checkpoint. Batches follow fro
 import argparse
 import copy
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +140,20 @@ def save_pipeline(
     config.write_text(text.replace('"dtype": "float16"', '"dtype": "float32"'), encoding="utf-8")
 
 
+def restore(checkpoint: Path, model: nn.Module, average: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> int:
+    """How many steps were taken before; where there is a checkpoint, all is as it was then."""
+    if not checkpoint.exists():
+        return 0
+    saved = torch.load(checkpoint, weights_only=True)
+    model.load_state_dict(saved["model"])
+    average.load_state_dict(saved["average"])
+    for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
+        optimizer.load_state_dict(state)
+    print(f"going on from step {saved['step']}", flush=True)
+    step: int = saved["step"]
+    return step
+
+
 def train(steps: int, batch: int, lr: float, seed: int, folder: Path, out: Path) -> None:
     images, scenes = load_pool(folder)
     count = len(images) - TEST_PICTURES
@@ -153,15 +168,8 @@ def train(steps: int, batch: int, lr: float, seed: int, folder: Path, out: Path)
     model = nn.ModuleList([unet, text_encoder])
     average = copy.deepcopy(model).requires_grad_(False)
     optimizers = make_optimizers(model, lr, muon=True)
-    step, checkpoint = 0, folder / "unet.pt"
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(saved["model"])
-        average.load_state_dict(saved["average"])
-        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
-        step = saved["step"]
-        print(f"going on from step {step}", flush=True)
+    checkpoint = folder / "unet.pt"
+    step = restore(checkpoint, model, average, optimizers)
     # A single animal is large, stands in six positions and comes out last: show it more often.
     shares = np.array([4.0 if s.number == 1 and s.setting in PLACES else 1.0 for s in scenes[:count]])
     cumulative = np.cumsum(shares / shares.sum())
@@ -194,11 +202,9 @@ def train(steps: int, batch: int, lr: float, seed: int, folder: Path, out: Path)
         if step % 100 == 0:
             print(f"step {step} {time.monotonic() - started:.0f} s loss {np.mean(losses[-100:]):.4f}", flush=True)
         if step % 500 == 0 or step == steps:
-            states = [o.state_dict() for o in optimizers]
-            torch.save(
-                {"model": model.state_dict(), "average": average.state_dict(), "optimizers": states, "step": step},
-                checkpoint,
-            )
+            states = [optimizer.state_dict() for optimizer in optimizers]
+            saved = {"model": model.state_dict(), "average": average.state_dict(), "optimizers": states, "step": step}
+            torch.save(saved, checkpoint)
             save_pipeline(vae, average[0], average[1], tokenizer, out)
             print(f"saved {out} at step {step}", flush=True)
 

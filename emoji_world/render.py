@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from common.terminal import print_anywhere
-from prompts.scenes import ANIMALS, Scene, all_scenes
+from prompts.scenes import ACTIVITIES, ANIMALS, PLACES, Scene, all_scenes
 
 SIZE = 64  # pixels a side
 CELL = 8  # pixels a side of what one latent sees first
@@ -114,6 +114,18 @@ def background(setting: str, rng: np.random.Generator) -> np.ndarray:
     horizon = _pick(rng, 24, 32, 40)
     corner = _pick(rng, 0, 48)
     density = _pick(rng, 0.0, 0.08, 0.25)
+    if setting in PLACES:
+        _draw_place(picture, setting, rng, horizon, corner, density)
+    elif setting in ACTIVITIES:
+        _draw_activity(picture, setting, rng)
+    else:
+        raise ValueError(f"no setting {setting!r}")
+    return picture
+
+
+def _draw_place(
+    picture: np.ndarray, setting: str, rng: np.random.Generator, horizon: int, corner: int, density: float
+) -> None:
     if setting == "beach":
         _band(picture, 0, horizon, *_pick(rng, ("4fb3ff", "bfe6ff"), ("ff9a5a", "ffe0a0")))
         _band(picture, horizon - 8, horizon + 8, "1f8fd0", "35b8d8")
@@ -156,7 +168,10 @@ def background(setting: str, rng: np.random.Generator) -> np.ndarray:
         _band(picture, horizon, SIZE, "8fd850", "58a830")
         _paste(picture, "☁", 16, corner, 0)
         _sprinkle(picture, rng, _pick(rng, "🌼", "🌷"), range(horizon // CELL, 8), max(density, 0.08))
-    elif setting == "dishes":
+
+
+def _draw_activity(picture: np.ndarray, setting: str, rng: np.random.Generator) -> None:
+    if setting == "dishes":
         _band(picture, 0, SIZE, "cfeee8", "cfeee8")
         picture[:, ::CELL] = picture[::CELL] = (0.62, 0.82, 0.8)  # the grid of kitchen tiles
         _band(picture, 40, SIZE, *_pick(rng, ("b07848", "8a5a34"), ("a8a8b0", "808088")))
@@ -170,9 +185,6 @@ def background(setting: str, rng: np.random.Generator) -> np.ndarray:
         for row, column in np.ndindex(3, 8):
             colour = (0.93, 0.85, 0.7) if (row + column) % 2 else (0.4, 0.26, 0.16)
             picture[40 + row * CELL : 48 + row * CELL, column * CELL : (column + 1) * CELL] = colour
-    else:
-        raise ValueError(f"no setting {setting!r}")
-    return picture
 
 
 def _skyline(picture: np.ndarray, rng: np.random.Generator) -> None:

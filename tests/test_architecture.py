@@ -36,7 +36,8 @@ def imported(tree: ast.AST) -> Iterator[str]:
 def test_imports_go_down(file: Path) -> None:
     room, names = room_of(file), set(imported(ast.parse(file.read_text(encoding="utf-8"))))
     above = ROOMS[ROOMS.index(room) + 1 :]
-    assert not names & {*above, "tests"}
+    assert not names & {*above}
+    assert "tests" not in names or room == "benchmarks"  # which starts runs as tests do
     assert "ray" not in names or room in RAY
 
 

@@ -14,8 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from buffer.buffer import ALL_EPOCHS
-from buffer.journal import read_counted
+from buffer.journal import ALL_EPOCHS, read_counted
 from tests.cluster.lab import DIRECTORY, HEAD, Lab, address, needs, wait_until
 from tests.running import TIMEOUT_S
 
