@@ -134,6 +134,19 @@ def launch(
         return subprocess.CompletedProcess(run.process.args, run.process.returncode, output, errors)
 
 
+def run_local(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The same run without Ray, by workers/local.py: for what has nothing to do with actors, in a third of the time."""
+    return subprocess.run(
+        [sys.executable, "-m", "workers.local", *arguments],
+        cwd=cwd,
+        env=dict(os.environ, PYTHONPATH=str(ROOT)),
+        encoding="utf-8",
+        capture_output=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+
+
 def wait_for(what: str, look: Callable[[], T | None], run: Launched | None = None) -> T:
     """What `look` gives as soon as it gives something true; with a `run`, as long as that goes on."""
     deadline = time.monotonic() + TIMEOUT_S

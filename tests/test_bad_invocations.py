@@ -1,15 +1,16 @@
 """A user's mistakes, through `launch.py` itself: one sentence on stderr, exit code 2, and existing runs untouched."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
 import launch
 from conf.resume import RunLock
 from tests.pipelines import edit_json, tiny_pipeline
-from tests.running import SMALL, launched
+from tests.running import SMALL, launched, run_local
 from tests.running import launch as run_launch
 from tests.test_conf_invocations import BAD
 
@@ -130,12 +131,21 @@ def test_a_corrected_command_runs_where_nothing_was_made_yet(inside: Path, tmp_p
     assert_one_sentence(refused.returncode, refused.stdout, refused.stderr, "run.seed: 0 -> 1")
 
 
-@pytest.mark.parametrize("file", ["pytorch_lora_weights.safetensors", "optimizer.safetensors", "state.json"])
-def test_a_corrupt_recovery_point(file: str, inside: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("file", "start"),
+    [
+        ("pytorch_lora_weights.safetensors", run_launch),
+        ("optimizer.safetensors", run_local),
+        ("state.json", run_local),
+    ],
+)
+def test_a_corrupt_recovery_point(
+    file: str, start: Callable[..., CompletedProcess[str]], inside: Path, tmp_path: Path
+) -> None:
     shutil.copytree(inside / "runs" / "done", tmp_path / "done")
     victim = max((tmp_path / "done" / "checkpoints").glob("v00002*")) / file
     victim.write_bytes(victim.read_bytes()[:-20])
-    refused = run_launch(*command("run.name=done", f"run.dir={tmp_path}", "run.batches=4"), cwd=inside)
+    refused = start(*command("run.name=done", f"run.dir={tmp_path}", "run.batches=4"), cwd=inside)
     assert_one_sentence(refused.returncode, refused.stdout, refused.stderr, file)
 
 

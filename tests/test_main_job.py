@@ -6,7 +6,9 @@ import re
 import resource
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import duckdb
@@ -24,7 +26,7 @@ from policy import lora
 from report.record import read_record
 from report.run_files import read_metrics
 from tests.pipelines import sd15_layout, tiny_pipeline
-from tests.running import ROOT, SMALL, TIMEOUT_S, launch, launched, wait_for
+from tests.running import ROOT, SMALL, TIMEOUT_S, launch, launched, run_local, wait_for
 
 IN_THE_FOURTH_BATCH = "learner.update:Updater._optimizer_step:8"  # where it waits until the test has done its part
 TIMES = {"claimed", "rolled_out", "scored", "trained"}
@@ -271,7 +273,7 @@ def test_plain_diffusers_reproduces_an_evaluation_picture(undisturbed: Path, mod
 def test_the_main_job_runs_on_the_layout_of_stable_diffusion_1_5(tmp_path: Path) -> None:
     """Its scheduler is PNDM's, weights have an fp16 variant, and a safety checker is listed."""
     folder = sd15_layout(tmp_path / "sd15")
-    done = launch(
+    done = run_local(
         *small(folder, "run", "run.batches=2", "model.variant=fp16", "sampling.latents_dtype=float16"), cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
@@ -317,15 +319,17 @@ def test_a_reward_from_the_users_own_file_trains(model: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "body",
+    ("body", "start"),
     [
-        pytest.param("raise RuntimeError('no weights')", id="raises"),
-        pytest.param("return np.full(len(images), np.nan, np.float32)", id="NaN"),
-        pytest.param("return np.zeros((len(images), 2), np.float32)", id="wrong shape"),
+        pytest.param("raise RuntimeError('no weights')", launch, id="raises"),
+        pytest.param("return np.full(len(images), np.nan, np.float32)", run_local, id="NaN"),
+        pytest.param("return np.zeros((len(images), 2), np.float32)", run_local, id="wrong shape"),
     ],
 )
-def test_a_reward_that_never_works_stops_before_the_first_rollout(body: str, model: Path, tmp_path: Path) -> None:
-    done = launch(*small(model, "run", *user_reward(tmp_path, body)), cwd=tmp_path)
+def test_a_reward_that_never_works_stops_before_the_first_rollout(
+    body: str, start: Callable[..., CompletedProcess[str]], model: Path, tmp_path: Path
+) -> None:
+    done = start(*small(model, "run", *user_reward(tmp_path, body)), cwd=tmp_path)
     assert done.returncode == 2
     assert "mine" in done.stderr and "Traceback" not in done.stderr + done.stdout
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
@@ -333,24 +337,24 @@ def test_a_reward_that_never_works_stops_before_the_first_rollout(body: str, mod
 
 
 def test_a_reward_that_begins_to_fail_stops_the_run_which_goes_on_after_it_is_mended(
-    model: Path, undisturbed: Path, tmp_path: Path
+    model: Path, tmp_path: Path
 ) -> None:
-    good = "return np.zeros(len(images), np.float32)"
-    failing = (
-        "if __import__('pathlib').Path('broken').exists() and images.any(): raise RuntimeError('the service is away')\n"
-        f"        {good}"
+    body = (
+        "from pathlib import Path\n"
+        "        with open('calls', 'a') as calls: calls.write('x')\n"
+        "        broken = Path('calls').stat().st_size > 12 and not Path('mended').exists()\n"
+        "        if broken: raise OSError('the service is away')\n"
+        "        return np.zeros(len(images), np.float32)"
     )
-    command = small(model, "run", "run.batches=6", *user_reward(tmp_path, failing))
-    with launched(*command, cwd=tmp_path, fault=IN_THE_FOURTH_BATCH) as run:
-        run.wait_for_fault()
-        (tmp_path / "broken").touch()
-        run.release()
-        _, errors = run.process.communicate(timeout=TIMEOUT_S)
-    assert run.process.returncode == 2
-    assert "the service is away" in errors and "max_failed_share" in errors and "Traceback" not in errors
-    (tmp_path / "broken").unlink()
+    command = small(model, "run", "run.batches=6", *user_reward(tmp_path, body))
+    stopped = run_local(*command, cwd=tmp_path)
+    assert stopped.returncode == 2
+    assert "the service is away" in stopped.stderr and "max_failed_share" in stopped.stderr
+    assert len(stopped.stderr.strip().splitlines()) == 1, stopped.stderr
+    (tmp_path / "mended").touch()
     done = launch(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert "goes on" in done.stdout
     rows = trajectories(tmp_path / "runs" / "run")
     assert len(rows) == 6 * 8 and all(row["set_aside"] is None for row in rows)
 

@@ -16,7 +16,7 @@ import pytest
 from buffer.journal import ALL_EPOCHS, read_counted
 from report.record import read_record
 from tests.pipelines import tiny_pipeline
-from tests.running import SMALL, TIMEOUT_S, launch, launched, wait_for
+from tests.running import SMALL, TIMEOUT_S, launch, launched, run_local, wait_for
 
 # A reward that judges by the picture's own bytes, so that the same pictures fail whoever scores them. The trial before
 # the first rollout, which begins with a ramp from 0 to 255, always goes well.
@@ -68,7 +68,7 @@ def test_one_picture_in_ten_that_fails_is_set_aside_with_the_reason(model: Path,
         scores[[kind == 1 for kind in unlucky]] = np.nan
         if unlucky[0] == 2: scores = scores[:-1]"""
     batches = 30  # of 8: some two dozen failures, on any machine, whatever its last bits
-    done = launch(
+    done = run_local(
         *command(model, tmp_path, body, f"run.batches={batches}", "buffer.max_failed_share=0.9"), cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
@@ -83,7 +83,6 @@ def test_one_picture_in_ten_that_fails_is_set_aside_with_the_reason(model: Path,
     ):
         assert any(text.startswith(reason) for text in aside), aside
     assert all(row["reward"] == row["mine"] > 0 for row in found if not row["set_aside"])
-    assert "set aside" in done.stdout
 
 
 def test_a_reward_that_answers_in_other_types_than_before_ends_the_run_in_a_sentence(
@@ -93,7 +92,7 @@ def test_a_reward_that_answers_in_other_types_than_before_ends_the_run_in_a_sent
         from rewards.base import Scores
         self.calls = getattr(self, 'calls', 0) + 1
         return Scores(scores, {'note': [self.calls if self.calls < 4 else 'many'] * len(scores)})"""
-    done = launch(*command(model, tmp_path, body), cwd=tmp_path)
+    done = run_local(*command(model, tmp_path, body), cwd=tmp_path)
     assert done.returncode == 2, (done.stdout, done.stderr)
     assert "Reward mine put text into column 'note', where it put numbers before" in done.stderr
     assert "Traceback" not in done.stderr

@@ -33,7 +33,7 @@ from rewards.base import try_out
 from rewards.registry import resolve
 from workers.publisher import Publisher
 from workers.sampler import Sampler
-from workers.scorer import Scorer
+from workers.scorer import NothingScored, Scorer
 from workers.trainer import Trainer
 
 
@@ -49,13 +49,13 @@ def run(config: Config, prompts: Sequence[str]) -> Path:
     run_dir = Path(config.run.dir) / config.run.name
     with RunLock(run_dir):
         check_resume(run_dir, config, list(prompts))
-        save_config(run_dir, config, list(prompts))
         learner = Learner.load(config, device)
         policy = Policy.load(config.model, config.sampling, config.run.seed, device, trainable=False)
         rewards = [resolve(name, reward.path, reward.args) for name, reward in config.rewards.items()]
         for reward in rewards:
             try_out(reward, prompts, policy.image_size)
 
+        save_config(run_dir, config, list(prompts))
         buffer = TrajectoryBuffer(run_dir, plan_of(config, prompts), rules_of(config), combination_of(config))
         publisher = Publisher(config, run_dir, buffer, lambda weights: weights, max(buffer.state.next_batch, 0))
         clocks = {"learner-0.0": Clock(), "sampler-0.0": Clock()} | {f"reward-{r.name}-0.0": Clock() for r in rewards}
@@ -73,7 +73,10 @@ def run(config: Config, prompts: Sequence[str]) -> Path:
             found_work = []
             for worker, threads in workers:
                 torch.set_num_threads(threads)  # last bits depend on it
-                found_work.append(worker.step())
+                try:
+                    found_work.append(worker.step())
+                except NothingScored:  # a new process would try next, and here is only this one
+                    found_work.append(True)
             assert any(found_work), f"nobody has anything to do: {buffer.status()}"
         publisher.step(buffer.news())
         publisher.save_lora()
