@@ -20,7 +20,7 @@ from common.errors import UserError
 FIRST_DELAY_S = 1.0
 LONGEST_DELAY_S = 60.0
 HEALTHY_S = 60.0  # a worker that lived so long starts its place's delay anew
-ROOM_S = 60.0  # without an actor of it, and that is said of a place
+ROOM_S = 60.0  # a worker that has not started for so long is mentioned to people
 SILENCE_S = 30.0  # after its connection broke, and a worker is given up; the cluster mostly knows its fate before that
 NODE_DIED = "The actor died because its node has died"  # in Ray's words, also of an actor that never ran there
 NEVER_RAN = "The actor never ran"
@@ -113,9 +113,9 @@ class Fleet:
     def tend(self, overdue: Collection[str], heard: Mapping[str, Mapping[str, float]]) -> None:
         """Kills who is overdue, tells the buffer who died, and starts others in their places when it is time.
 
-        heard: of the workers that ever asked for work, what they spent their seconds on. Who dies of his work is the
-        buffer's to judge (PROTOCOL.md 7); raises UserError when one place dies again and again before it asks for any,
-        or all places of a role before they have done any.
+        heard: of the workers that ever asked for work, what they spent their seconds on. Whether work is to blame for
+        a death is the buffer's decision (rule 7 of docs/buffer.md). Raises UserError when all places of a role die
+        again and again before they ask for work, or before they have done any.
         """
         for place in self.places:
             if any(occupation in heard.get(place.worker, ()) for occupation in DELIVERIES):

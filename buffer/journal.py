@@ -8,7 +8,7 @@ A line is one transition, written with one `write` and fsynced before anybody he
 count or none does. A torn last line was never acknowledged and is dropped; a bad line with others after it means that
 acknowledged work is damaged, and is refused.
 
-Epochs (PROTOCOL.md 15, 16). Every start creates the next epoch's file exclusively (O_EXCL), *then* reads the earlier
+Epochs (rules 15 and 16). Every start creates the next epoch's file exclusively (O_EXCL), *then* reads the earlier
 ones, then writes how many bytes of each it read: the seals. Later starts read no further, so what a cut-off buffer
 appends afterwards counts for nobody. From this order follows when a buffer may delete a file: if it has journaled the
 reason and *then* sees no later epoch, whoever comes later reads that reason.

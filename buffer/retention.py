@@ -17,6 +17,6 @@ def needed_files(rules: Rules, state: State) -> set[str]:
 
 def old_recovery_points(rules: Rules, state: State) -> list[str]:
     """Recovery points that count and are kept no longer. Never one that is being written, which the state cannot name:
-    a later `trained` is journaled before anything is in this list (PROTOCOL.md 14)."""
+    a later `trained` is journaled before anything is in this list (rule 14)."""
     old = set(range(len(state.trained))) - rules.kept(state)
     return [state.trained[version].recovery_point for version in sorted(old)]

@@ -1,6 +1,6 @@
 """Transitions of rollouts: publish, claim, add, and what goes wrong with them.
 
-Each is a pure function of (rules, state, the call) and gives a `Step`. PROTOCOL.md 1-5 and 7.
+Each is a pure function of (rules, state, the call) and gives a `Step`. Rules 1 to 5 and 7 of docs/buffer.md.
 """
 
 from buffer.errors import Refused

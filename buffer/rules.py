@@ -1,6 +1,6 @@
 """The rules of the buffer, one small method each: decisions about a state, which change nothing.
 
-Numbers in brackets are PROTOCOL.md's (docs/buffer.md has them with their reasons). Every method is a rule that the
+Numbers in brackets are those of docs/buffer.md, which has the rules with their reasons. Every method is a rule that the
 exhaustive search in tests/test_protocol_search.py can take out, to see the run go wrong without it.
 """
 

@@ -1,4 +1,4 @@
-"""Transitions of scoring: lease, add_scores, and pictures that fail. PROTOCOL.md 4, 5 and 7."""
+"""Transitions of scoring: lease, add_scores, and pictures that fail. Rules 4, 5 and 7 of docs/buffer.md."""
 
 from buffer.rules import ALONE_AFTER, Rules
 from buffer.state import File, Hold, Record, State, Step, place_of, record_all, without, work_of

@@ -1,9 +1,9 @@
 """The buffer's state: plain data, and the fold of journal records into it.
 
-The state machine is three things: this data, the decisions in `rules.py` (one small method a rule of PROTOCOL.md), and
-the transitions in `rollouts.py`, `scoring.py` and `training.py`. A transition is a pure function of the state and what
-was called, with the time as an argument, and gives a `Step`: the new state, the records to journal *before* anybody
-hears the answer, and the answer. No file, no clock, no Ray.
+The state machine is three things: this data, the decisions in `rules.py` (one small method a rule of docs/buffer.md),
+and the transitions in `rollouts.py`, `scoring.py`, `training.py` and `workers.py`. A transition is a pure function of
+the state and what was called, with the time as an argument. It gives a `Step`: the new state, the records to journal
+*before* anybody hears the answer, and the answer. No file, no clock, no Ray.
 
     order:  OPEN ─► CLAIMED(version) ─► ROLLED_OUT ─► SCORED      a lost worker's claim or lease goes back
     batch:  OPEN ─► READY (roster frozen) ─► TAKEN ─► TRAINED     a lost learner: TAKEN goes back to READY

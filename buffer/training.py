@@ -1,4 +1,7 @@
-"""Transitions of training and evaluation: ready, take, trained, evaluated, missed. PROTOCOL.md 2 and 8-14."""
+"""Transitions of training and evaluation: ready, take, trained, evaluated, missed.
+
+Rules 2 and 8 to 14 of docs/buffer.md.
+"""
 
 from buffer.errors import Refused
 from buffer.orders import Version, parse

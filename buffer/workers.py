@@ -1,4 +1,4 @@
-"""Transitions of workers: death and delay. PROTOCOL.md 5 and 7."""
+"""Transitions of workers: death and delay. Rules 5 and 7 of docs/buffer.md."""
 
 from collections.abc import Mapping
 from typing import TypeVar

@@ -1,7 +1,8 @@
 """Where a worker's time goes.
 
-Occupations that begin with "waiting" are waiting: "waiting for orders: scores of aesthetic" is a sampler's that has no
-order because that reward is not done (buffer/waiting.py), "waiting for the buffer" what its calls take besides.
+Occupations that begin with "waiting" are waiting. Example: a sampler that has no order, because the reward aesthetic is
+not done, is "waiting for orders: scores of aesthetic" (buffer/waiting.py has the reasons). What its calls of the buffer
+take besides is "waiting for the buffer".
 """
 
 import time

@@ -36,7 +36,7 @@ RANGES: dict[str, Check] = {
     "sampling.steps": (lambda x: 1 <= x <= 1000, "must lie between 1 and 1000, the steps that models are trained on"),
     "sampling.eta": (
         lambda x: 0 < x <= 1,
-        "must be greater than 0, which is deterministic and no policy, and at most 1",
+        "must be above 0 (without noise there is no policy to train) and at most 1",
     ),
     "sampling.guidance": (lambda x: x >= 1, "must be at least 1, which is no guidance"),
     "buffer.batch_size": AT_LEAST_ONE,

@@ -6,7 +6,8 @@
 
 It holds no state of a random generator because there is none: every random number follows from (seed, batch).
 
-Written under another name, flushed to disk, then renamed (PROTOCOL.md 10): a folder of the right name is complete.
+Written under another name, flushed to disk, then renamed (rule 10 of docs/buffer.md): a folder of the right name is
+complete.
 """
 
 import hashlib

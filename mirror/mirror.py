@@ -6,13 +6,13 @@
     000002-9f86d081884c/current/5c1f33a0…/metrics.jsonl     files that change, by their digests
     000002-9f86d081884c/head-000007.json                HEAD: the state, and the digest of every file that it needs
 
-Order (PROTOCOL.md 18): a batch's Parquet file, the recovery points, what people look at, then the HEAD that names them.
-So a HEAD's files are there; what no HEAD names counts for nobody. A head writes only below its own claim, and only once
-under a name, so that one behind a cut cable can spoil nothing of its successor's.
+Order (rule 18 of docs/buffer.md): a batch's Parquet file, the recovery points, what people look at, then the HEAD that
+names them. So a HEAD's files are there; what no HEAD names counts for nobody. A head writes only below its own claim,
+and only once under a name, so that one behind a cut cable can spoil nothing of its successor's.
 
 What a HEAD needs. In a restored state no order is bound to a version, so the versions that may still be asked for are
 those of `Rules.served`: the last k + 1, and those with an open evaluation. Their recovery points are in the mirror;
-tensors and scores of batches not yet trained are not, and are made again (PROTOCOL.md 19).
+tensors and scores of batches not yet trained are not, and are made again (rule 19).
 
 Removing. After a HEAD the owner lists the claims, and only if it sees no higher one it removes what the HEAD does not
 name. A later head claims *before* it reads HEADs: so either it is seen, or it reads this HEAD and needs no older files.

@@ -189,7 +189,7 @@ def score_order(
     images: uint8 [B, H, W, 3]; prompts: B. The reward is asked in fixed slices of `batch_size` (the last may be
     shorter), so that the same order is always scored in the same shapes. Where a slice fails, by an exception or a
     number that is not finite, its pictures are tried alone: so the failure is that of a picture, and its neighbours
-    keep their scores (PROTOCOL.md 6 and 7).
+    keep their scores (rules 6 and 7 of docs/buffer.md).
 
     Returns Scores of the rows that are not in the dict {row: reason}, in the order of rows. Raises what is no
     picture's fault: an error of the device or of memory, and UserError.

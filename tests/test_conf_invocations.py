@@ -55,7 +55,7 @@ BAD = [
     (["compressibility", "run.seed=-1"], "run.seed=-1 must not be negative"),
     (["compressibility", "sampling.steps=0"], "sampling.steps=0 must lie between 1 and 1000"),
     (["compressibility", "sampling.steps=1001"], "sampling.steps=1001 must lie between 1 and 1000"),
-    (["compressibility", "sampling.eta=0"], "sampling.eta=0.0 must be greater than 0"),
+    (["compressibility", "sampling.eta=0"], "sampling.eta=0.0 must be above 0"),
     (["compressibility", "sampling.guidance=0.5"], "sampling.guidance=0.5 must be at least 1"),
     (["compressibility", "sampling.latents_dtype=bfloat16"], "sampling.latents_dtype=bfloat16 cannot be stored"),
     (["compressibility", "model.lora.rank=0"], "model.lora.rank=0 must lie between 1 and 4096"),
