@@ -10,7 +10,6 @@ import fcntl
 import itertools
 import json
 import os
-import re
 import socket
 from datetime import datetime
 from enum import Enum
@@ -22,18 +21,7 @@ from omegaconf import OmegaConf
 from common.errors import UserError, quoted, shown
 from conf.load import from_file
 from conf.schema import Config
-
-# What may differ from the saved settings. None of these changes what a batch is made of or how it is trained, beyond
-# last bits for the two of the learner's memory, which it takes to go on after memory ran out.
-MAY_CHANGE = re.compile(
-    r"experiment|run\.(name|dir)|ray\..*"
-    r"|prompts\..*"  # where prompts come from; what they are is compared itself
-    r"|run\.(batches|mirror)"  # batches upward
-    r"|(samplers|learner|rewards\.[^.]+)\.count|(samplers|learner|rewards\.[^.]+)\.num_(cpus|gpus)"
-    r"|learner\.(microbatch|gradient_checkpointing)"
-    r"|(learner|rewards\.[^.]+)\.timeout_s|buffer\.(claim_timeout_s|keep_batches|max_failed_share)|checkpoints\.keep"
-)
-
+from conf.settings import flatten, may_change
 
 MOST_SHOWN = 4  # differences in a sentence
 
@@ -109,19 +97,11 @@ def changed_settings(saved: Config, new: Config) -> list[str]:
         *(
             f"{shown(key, 60)}: {_shown(old_values.get(key, absent))} -> {_shown(new_values.get(key, absent))}"
             for key in {**old_values, **new_values}
-            if not MAY_CHANGE.fullmatch(key) and old_values.get(key, absent) != new_values.get(key, absent)
+            if not may_change(key) and old_values.get(key, absent) != new_values.get(key, absent)
         ),
         *lost,
         *added,
     ]
-
-
-def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one dict with dotted keys; lists and empty dicts are values."""
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return flat
 
 
 class RunLock:

@@ -15,8 +15,9 @@ from omegaconf import OmegaConf
 
 from common.errors import UserError, shown
 from conf.load import from_file, is_file, merge, parse_overrides, read_yaml, to_config
-from conf.resume import RunLock, flatten, write_atomically
+from conf.resume import RunLock, write_atomically
 from conf.schema import Config
+from conf.settings import flatten
 from conf.validate import check_ranges
 
 REQUEST = "scale.yaml"

@@ -1,19 +1,15 @@
-"""Every setting by its dotted key, read from schema.py: for --help, and to compare misspelled keys with."""
+"""Every setting by its dotted key, read from schema.py: for --help, checks, and to compare misspelled keys with."""
 
 import dataclasses
 import functools
-import inspect
-import io
 import re
-import tokenize
 from dataclasses import dataclass
 from enum import Enum
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from conf import schema
-
-FIELD = re.compile(r"    (\w+): ")
+from conf.declaration import Range
 
 
 @dataclass(frozen=True)
@@ -23,21 +19,48 @@ class Setting:
     key: str  # dotted; a dict's names are written <name>: "rewards.<name>.weight"
     type: str  # as a person reads it: "float", "list of str", "ddpo_is | ddpo_sf"
     default: str  # as it is written on the command line; "required" where there is none
-    meaning: str  # the comment beside it in schema.py
+    meaning: str
+    range: Range
+    may_change: bool  # when a run goes on
 
 
 def settings(cls: type = schema.Config, prefix: str = "") -> list[Setting]:
     """All settings of a configuration class, in the order of schema.py."""
     found = []
-    meanings, hints = _comments(cls), get_type_hints(cls)
+    hints = get_type_hints(cls)
     for field in dataclasses.fields(cls):
         key, hint = prefix + field.name, hints[field.name]
         section = section_type(hint)
         if section is not None:
             found += settings(section, f"{key}." if dataclasses.is_dataclass(hint) else f"{key}.<name>.")
         else:
-            found.append(Setting(key, type_name(hint), _default(field), meanings.get(field.name, "")))
+            found.append(Setting(key, type_name(hint), _default(field), **field.metadata))
     return found
+
+
+@functools.cache
+def _patterns() -> list[tuple[re.Pattern[str], Setting]]:
+    return [(re.compile(re.escape(s.key).replace("<name>", r"[^.]+")), s) for s in settings()]
+
+
+def setting_of(key: str) -> Setting | None:
+    """The setting that a dotted key of a configuration is, such as "rewards.mine.weight". None for what lies within
+    one: "rewards.mine.args.n"."""
+    return next((setting for pattern, setting in _patterns() if pattern.fullmatch(key)), None)
+
+
+def may_change(key: str) -> bool:
+    """Whether a run may go on with another value of this setting."""
+    setting = setting_of(key)
+    return setting is not None and setting.may_change
+
+
+def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one dict with dotted keys; lists and empty dicts are values."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return flat
 
 
 def section_type(hint: Any) -> type | None:
@@ -101,15 +124,3 @@ def _default(field: dataclasses.Field[Any]) -> str:
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(str, value))}]"
     return str(value)
-
-
-def _comments(cls: type) -> dict[str, str]:
-    """The comment at the end of each field's line."""
-    source = inspect.getsource(cls)
-    lines = source.splitlines()
-    comments = {}
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        field = FIELD.match(lines[token.start[0] - 1]) if token.type == tokenize.COMMENT else None
-        if field:
-            comments[field[1]] = token.string.removeprefix("#").strip()
-    return comments

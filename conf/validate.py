@@ -6,76 +6,16 @@ Each check is one sentence for a user: the setting with its value, and the fix.
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from common.errors import UserError, quoted, shown
 from conf.names import check_different
 from conf.places import check_room_for_sockets
 from conf.prompts import resolve_prompts
-from conf.resume import flatten
 from conf.schema import Algorithm, Combine, Config, DType
+from conf.settings import flatten, setting_of
 
-Check = tuple[Callable[[float], bool], str]
-
-POSITIVE: Check = (lambda x: x > 0, "must be greater than 0")
-NOT_NEGATIVE: Check = (lambda x: x >= 0, "must not be negative")
-AT_LEAST_ONE: Check = (lambda x: x >= 1, "must be at least 1")
-SHARE: Check = (lambda x: 0 <= x <= 1, "must lie between 0 and 1")
-CPUS: Check = (
-    lambda x: x == 0 or 1e-4 <= x < 1 or (x >= 1 and x == int(x)),
-    "must be a whole number, or a share between 0.0001 and 1",
-)
-THREADS: Check = (lambda x: 1 <= x <= 4096, "must lie between 1 and 4096")
-
-RANGES: dict[str, Check] = {
-    "run.seed": NOT_NEGATIVE,
-    "run.batches": AT_LEAST_ONE,
-    "model.lora.rank": (lambda x: 1 <= x <= 4096, "must lie between 1 and 4096"),
-    "model.lora.alpha": (lambda x: 1e-3 <= x <= 1e6, "must lie between 0.001 and 1000000"),
-    "sampling.steps": (lambda x: 1 <= x <= 1000, "must lie between 1 and 1000, the steps that models are trained on"),
-    "sampling.eta": (
-        lambda x: 0 < x <= 1,
-        "must be above 0 (without noise there is no policy to train) and at most 1",
-    ),
-    "sampling.guidance": (lambda x: x >= 1, "must be at least 1, which is no guidance"),
-    "buffer.batch_size": AT_LEAST_ONE,
-    "buffer.order_size": AT_LEAST_ONE,
-    "buffer.max_staleness": NOT_NEGATIVE,
-    "buffer.keep_batches": AT_LEAST_ONE,
-    "buffer.claim_timeout_s": POSITIVE,
-    "buffer.max_failed_share": SHARE,
-    "samplers.count": AT_LEAST_ONE,
-    "samplers.num_cpus": CPUS,
-    "samplers.num_gpus": CPUS,
-    "samplers.threads": THREADS,
-    "rewards.*.weight": (lambda x: abs(x) <= 1e6, "must lie between -1000000 and 1000000"),
-    "rewards.*.count": AT_LEAST_ONE,
-    "rewards.*.num_cpus": CPUS,
-    "rewards.*.num_gpus": CPUS,
-    "rewards.*.threads": THREADS,
-    "rewards.*.batch_size": AT_LEAST_ONE,
-    "rewards.*.timeout_s": POSITIVE,
-    "learner.lr": POSITIVE,
-    "learner.weight_decay": NOT_NEGATIVE,
-    "learner.optimizer_steps": AT_LEAST_ONE,
-    "learner.train_steps": (lambda x: x is None or x >= 1, "must be at least 1"),
-    "learner.clip_range": POSITIVE,
-    "learner.advantage_clip": POSITIVE,
-    "learner.max_grad_norm": POSITIVE,
-    "learner.tracker_size": AT_LEAST_ONE,
-    "learner.tracker_min_count": AT_LEAST_ONE,
-    "learner.microbatch": AT_LEAST_ONE,
-    "learner.timeout_s": POSITIVE,
-    "learner.count": AT_LEAST_ONE,
-    "learner.num_cpus": CPUS,
-    "learner.num_gpus": CPUS,
-    "learner.threads": THREADS,
-    "evaluation.count": AT_LEAST_ONE,
-    "evaluation.every": AT_LEAST_ONE,
-    "evaluation.grid": AT_LEAST_ONE,
-    "checkpoints.keep": AT_LEAST_ONE,
-}
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 
@@ -127,11 +67,9 @@ def check_ranges(config: Config) -> None:
     for key, value in flatten(dataclasses.asdict(config)).items():
         if not all(math.isfinite(number) for number in _numbers(value)):
             raise UserError(f"{key}={shown(value)} must be finite")
-        parts = key.split(".")
-        pattern = f"rewards.*.{parts[2]}" if parts[0] == "rewards" and len(parts) == 3 else key
-        within, sentence = RANGES.get(pattern, (lambda x: True, ""))
-        if not within(value):
-            raise UserError(f"{key}={value} {sentence}")
+        setting = setting_of(key)
+        if setting and not setting.range.holds(value):
+            raise UserError(f"{key}={value} {setting.range.sentence}")
     if not all(0 < beta < 1 for beta in config.learner.betas):
         raise UserError(f"learner.betas={list(config.learner.betas)} must lie between 0 and 1, such as [0.9, 0.999]")
 

@@ -1,5 +1,7 @@
 """The learner: a policy, its optimizer, the per-prompt tracker, and the version they have reached."""
 
+import dataclasses
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import numpy as np
 from buffer.orders import Version
 from common.errors import UserError
 from conf.schema import Config
+from conf.settings import flatten, may_change
 from learner import recovery
 from learner.advantages import PerPromptTracker
 from learner.batch import Batch
@@ -18,6 +21,8 @@ from learner.ranks import Ranks
 from learner.update import Updater
 from policy import lora
 from policy.policy import Policy
+
+OWN = ("model.", "sampling.", "learner.")  # settings that a recovery point is of
 
 
 @dataclass(frozen=True)
@@ -99,11 +104,12 @@ class Learner:
         this learner's.
         """
         point = recovery.read(folder, version)
-        for name, value in self._settings().items():
-            if point.settings.get(name) != value:
+        ours = self._settings()
+        for name, value in point.settings.items():
+            if ours.get(name) != value:
                 raise UserError(
-                    f"The recovery point {folder} was written with {name}={point.settings.get(name)}, but this run has "
-                    f"{value}; set it back, or start a new run under another run.name."
+                    f"The recovery point {folder} was written with {name}={value}, but this run has {ours.get(name)}; "
+                    "set it back, or start a new run under another run.name."
                 )
         self.policy.load_lora_state(point.lora)
         load_optimizer_state(self.updater.optimizer, self.updater.parameters, point.optimizer)
@@ -114,16 +120,14 @@ class Learner:
         self.version = point.version
 
     def _settings(self) -> dict[str, Any]:
-        """Without which the weights mean something else, or the next batch would not continue this run."""
-        lora_config = self.config.model.lora
-        return {
-            "run.seed": self.config.run.seed,
-            "model.path": self.config.model.path,
-            "model.lora.rank": lora_config.rank,
-            "model.lora.alpha": lora_config.alpha,
-            "model.lora.targets": list(lora_config.targets),
-            "learner.algorithm": str(self.config.learner.algorithm),
+        """Without which the weights mean something else, or the next batch would not continue this run: plain JSON."""
+        own = {
+            key: value
+            for key, value in flatten(dataclasses.asdict(self.config)).items()
+            if key == "run.seed" or (key.startswith(OWN) and not may_change(key))
         }
+        plain: dict[str, Any] = json.loads(json.dumps(own))
+        return plain
 
 
 def decoupled(config: Config) -> bool:

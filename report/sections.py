@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from common.machine import describe, machine_info
-from conf.resume import flatten
 from conf.schema import Config, RewardConfig
+from conf.settings import flatten
 from evaluation.summary import Comparison, by_prompt, compare_tables, curve, reward_names
 from report.run_files import RunFiles, series
 from report.svg import Curve, chart, number
