@@ -7,6 +7,7 @@ from types import FrameType
 from actors.cluster import cluster
 from actors.driver import Driver
 from buffer.errors import disk_stops_the_run
+from buffer.run_folder import RunFolder
 from buffer.settings import plan_of, rules_of
 from conf import scale
 from conf.resume import RunLock, check_resume, check_same, save_config
@@ -18,7 +19,7 @@ from mirror.mirroring import Mirroring
 from monitoring.display import Display
 from policy.stable_diffusion import check_policy, image_size
 from policy.tokens import check_prompts
-from report.record import read_record, record_end
+from report.record import record_end
 from report.report import write_report
 
 
@@ -39,7 +40,7 @@ def run(config: Config, prompts: list[str]) -> None:
             print(scale.set_aside(run_dir, "it was left from before this start, ask again"))
         mirroring = Mirroring(mirror, rules_of(config).served)
         with mirroring, disk_stops_the_run(run_dir):
-            if read_record(run_dir).get("finished") != config.run.batches:
+            if RunFolder(run_dir).record.get("finished") != config.run.batches:
                 train(config, prompts, run_dir, mirroring, remarks)
                 return
             mirroring.start()

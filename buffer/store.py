@@ -64,12 +64,7 @@ class Store:
         return File(path, write_new(self.run_dir, path, write))
 
     def read_arrow(self, file: File) -> pa.Table | None:
-        """The table, memory-mapped; None if the file is missing or is not what its digest says."""
-        path = self.run_dir / file.path
-        with disk_stops_the_run(self.run_dir):
-            if not path.exists() or digest_of(path) != file.digest:
-                return None
-            return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        return read_arrow(self.run_dir, file)
 
     def write_evaluation(self, version: int, rows: pa.Table) -> str:
         path = f"evaluation/{self.new_name(f'v{version:05d}')}.parquet"
@@ -97,6 +92,15 @@ class Store:
         keep = set(needed)
         found = [f"{folder}/{path.name}" for folder in folders for path in (self.run_dir / folder).iterdir()]
         return sorted(p for p in found if p not in keep and OURS.fullmatch(p.split("/")[1]) and f"/{stem}" in p)
+
+
+def read_arrow(run_dir: Path, file: File) -> pa.Table | None:
+    """The table, memory-mapped; None if the file is missing or is not what its digest says."""
+    path = run_dir / file.path
+    with disk_stops_the_run(run_dir):
+        if not path.exists() or digest_of(path) != file.digest:
+            return None
+        return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
 
 def write_batch(run_dir: Path, taken: TakenBatch, advantages: np.ndarray, now: float) -> str:

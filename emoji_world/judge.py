@@ -15,11 +15,12 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from buffer.run_folder import RunFolder
 from common.errors import UserError, in_one_line
 from common.terminal import print_anywhere
 from conf.load import from_file
 from emoji_world.classifier import accuracy, classify
-from evaluation.summary import Comparison, compare, read_evaluations
+from evaluation.summary import Comparison, compare
 from policy.policy import Policy
 from policy.rollout import rollout
 from prompts.scenes import parse
@@ -36,7 +37,7 @@ def pictures(run_dir: Path, after: bool) -> tuple[list[str], np.ndarray]:
     """Prompts and pictures, uint8 [n, H, W, 3], of a run's evaluation pairs, rolled out again: by the model that
     it began with, or with the run's LoRA."""
     config = from_file(run_dir / "config.yaml")
-    rows = next(iter(read_evaluations(run_dir).values()))
+    rows = next(iter(RunFolder(run_dir).evaluations.values()))
     prompts, seeds = rows["prompt"].to_pylist(), rows["seed"].to_pylist()
     policy = Policy.load(config.model, config.sampling, config.run.seed, "cpu", trainable=False)
     if after:
@@ -85,7 +86,7 @@ def draw(run_dir: Path, before: np.ndarray, after: np.ndarray) -> Image.Image:
 def captions(run_dir: Path) -> list[str]:
     """Of the first evaluation's first pairs: as that one has them, then as the last has them, pair by pair."""
     rewards = tuple(from_file(run_dir / "config.yaml").rewards)
-    evaluations = list(read_evaluations(run_dir).values())
+    evaluations = list(RunFolder(run_dir).evaluations.values())
     pairs = _pairs(evaluations[0])[:SHOWN]
     found = []
     for rows in (evaluations[0], evaluations[-1]):
@@ -104,7 +105,7 @@ def checked(run_dir: Path) -> Comparison:
     if change is None:
         raise UserError(f"{run_dir} has no two evaluations to compare")
     try:
-        for prompt in next(iter(read_evaluations(run_dir).values()))["prompt"].unique().to_pylist():
+        for prompt in next(iter(RunFolder(run_dir).evaluations.values()))["prompt"].unique().to_pylist():
             parse(prompt)
     except ValueError as error:
         raise UserError(f"{run_dir} has prompts of another world: {error}") from error

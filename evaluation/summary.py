@@ -5,17 +5,14 @@ between pictures. Its size is given in standard deviations of the rewards before
 """
 
 import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from common.errors import UserError
+from buffer.run_folder import RunFolder
 
-OWN = re.compile(r"[bv]\d+\.e\d+\.\d+\.parquet")  # how a run names its files; others may lie beside them
 # Columns of an evaluation's rows that are no rewards (buffer/schema.py); reward columns are the other float ones.
 NOT_REWARDS = {"reward", "advantage", "prompt_id", "seed"}
 
@@ -78,28 +75,6 @@ def in_words(change: Comparison | None) -> str:
     )
 
 
-def read_evaluations(run_dir: Path) -> dict[int, pa.Table]:
-    """The finished evaluations of a run by version, as their files are named: v<version>.<epoch>.<attempt>.parquet.
-    Of a version evaluated twice (after a restart), the last."""
-    tables: dict[int, pa.Table] = {}
-    for path in sorted((run_dir / "evaluation").glob("*.parquet")):
-        if not OWN.fullmatch(path.name):
-            continue
-        table = read_rows(path)
-        if len(table):
-            tables[int(path.name.split(".")[0][1:])] = table  # rows that nobody rolled out are of no version
-    return dict(sorted(tables.items()))
-
-
-def read_rows(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """A Parquet file of a run. Raises UserError for a damaged one."""
-    try:
-        return pq.read_table(path, columns=columns)
-    except (OSError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} is damaged ({reason:.150}): put it back, or take it out of the folder") from error
-
-
 def reward_names(table: pa.Table) -> list[str]:
     """The single rewards of an evaluation's rows, without their sum and without further columns such as "vlm.score"."""
     return [
@@ -121,7 +96,7 @@ def curve(evaluations: dict[int, pa.Table], reward: str = "reward") -> list[Poin
 
 def compare(run_dir: Path, reward: str = "reward") -> Comparison | None:
     """The first evaluated version against the last. None while fewer than two share a pair."""
-    return compare_tables(read_evaluations(run_dir), reward)
+    return compare_tables(RunFolder(run_dir).evaluations, reward)
 
 
 def compare_tables(evaluations: dict[int, pa.Table], reward: str = "reward") -> Comparison | None:

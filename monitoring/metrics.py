@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from report.run_files import read_metrics
+from buffer.run_folder import read_metrics
 
 
 class MetricsLog:

@@ -9,16 +9,16 @@ import sys
 from pathlib import Path
 from string import Template
 
+from buffer.run_folder import RunFolder
 from common.terminal import print_anywhere
 from report import sections
-from report.run_files import RunFiles, read_run
 
 PAGE = Path(__file__).resolve().parent / "page.html"
 
 
 def write_report(run_dir: Path) -> Path:
     """Writes run_dir/report.html and gives its path. Raises common.errors.UserError if run_dir is no run's folder."""
-    run = read_run(run_dir)
+    run = RunFolder(run_dir)
     page = Template(PAGE.read_text(encoding="utf-8")).substitute(
         title=html.escape(run.name),
         headline=sections.headline(run),
@@ -39,12 +39,12 @@ def write_report(run_dir: Path) -> Path:
     return report
 
 
-def pictures(run: RunFiles) -> str:
+def pictures(run: RunFolder) -> str:
     """The first and the last grid side by side, and a slider through all of them."""
-    if not run.samples:
+    if not run.grids:
         return ""
-    versions = spread(sorted(run.samples), 12)
-    sources = {v: f"data:image/png;base64,{base64.b64encode(run.samples[v].read_bytes()).decode()}" for v in versions}
+    versions = spread(sorted(run.grids), 12)
+    sources = {v: f"data:image/png;base64,{base64.b64encode(run.grids[v].read_bytes()).decode()}" for v in versions}
     first, last = versions[0], versions[-1]
     if first == last:
         only = _figure(sources[first], _after(first))

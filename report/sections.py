@@ -3,16 +3,16 @@
 import dataclasses
 import html
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from buffer.run_folder import RunFolder
 from common.machine import describe, machine_info
 from conf.schema import Config, RewardConfig
 from conf.settings import flatten
 from evaluation.summary import Comparison, by_prompt, compare_tables, curve, reward_names
-from report.run_files import RunFiles, series
 from report.svg import Curve, chart, number
 
 # Curves with a title and a sentence of their own; the other keys of the metrics follow, folded away.
@@ -28,7 +28,7 @@ PANELS: tuple[tuple[str, str, str], ...] = (
 MEAN_REWARD = "reward/mean"
 
 
-def headline(run: RunFiles) -> str:
+def headline(run: RunFolder) -> str:
     """The result in a sentence."""
     total = run.config.run.batches
     done = f"{len(run.batches)} of {total} batches"
@@ -47,22 +47,26 @@ def headline(run: RunFiles) -> str:
     return f"In {done} the mean reward over {change.pairs} {moved}{gain}{doubt}."
 
 
-def cards(run: RunFiles) -> str:
+def cards(run: RunFolder) -> str:
     """The few numbers that come first."""
     change = compare_tables(run.evaluations)
     facts: list[tuple[str, str, str]] = []
     if change is not None and math.isfinite(change.gain):
         error = f"± {number(change.standard_error / change.before_std)} standard error"
         facts.append((signed(change.gain), "standard deviations gained", error))
-    facts.append((f"{len(run.batches)} / {run.config.run.batches}", "batches", f"{run.trajectories:,} trajectories"))
+    rows = run.trajectories(["age", "set_aside"])
+    facts.append((f"{len(run.batches)} / {run.config.run.batches}", "batches", f"{len(rows):,} trajectories"))
     seconds = sum(sitting["ended"] - sitting["started"] for sitting in run.sittings)
     if seconds:
         sittings = f"{len(run.sittings)} sitting{'s' if len(run.sittings) != 1 else ''}"
         facts.append((duration(seconds), "wall clock", sittings))
-    if run.max_age is not None:
-        facts.append((str(run.max_age), "largest age", f"allowed: {run.config.buffer.max_staleness}"))
-    aside = sum(run.set_aside.values())
-    facts.append((str(aside), "pictures set aside", ", ".join(f"{k}: {v}" for k, v in list(run.set_aside.items())[:2])))
+    ages = [age for age in rows["age"].to_pylist() if age is not None]
+    if ages:
+        facts.append((str(max(ages)), "largest age", f"allowed: {run.config.buffer.max_staleness}"))
+    reasons = [reason for table in (rows, *run.evaluations.values()) for reason in table["set_aside"].to_pylist()]
+    aside = Counter(reason for reason in reasons if reason)
+    commonest = ", ".join(f"{reason}: {count}" for reason, count in aside.most_common(2))
+    facts.append((str(aside.total()), "pictures set aside", commonest))
     restarts = sum(sitting.get("restarts", 0) for sitting in run.sittings)
     facts += [(str(restarts), "workers restarted", "")] if restarts else []
     return "".join(
@@ -72,7 +76,7 @@ def cards(run: RunFiles) -> str:
     )
 
 
-def reward_curve(run: RunFiles) -> str:
+def reward_curve(run: RunFolder) -> str:
     """The reward of training batches and of the evaluation set, and what each single reward did."""
     batches, values = series(run.batches, MEAN_REWARD)
     curves = [Curve("evaluation set", *_evaluation_curve(run, "reward"), kind="points", errors=_errors(run, "reward"))]
@@ -89,7 +93,7 @@ def reward_curve(run: RunFiles) -> str:
     return f"<section><h2>Reward</h2>{legend}</p>{drawing}{_comparison_table(run)}</section>"
 
 
-def curves(run: RunFiles) -> str:
+def curves(run: RunFolder) -> str:
     """Small charts of every key in the metrics: those that need a sentence first, the others folded away."""
     keys = {key for row in run.batches for key in row} - {"batch", "time", MEAN_REWARD}
     shown = [_small(run, key, title, sentence) for title, key, sentence in PANELS if key in keys]
@@ -101,7 +105,7 @@ def curves(run: RunFiles) -> str:
     return f'<section><h2>Training</h2><div class="grid">{"".join(shown)}</div>{folded}</section>'
 
 
-def prompts(run: RunFiles) -> str:
+def prompts(run: RunFolder) -> str:
     """The prompts that gained most and least."""
     rows = by_prompt(run.evaluations)
     if not rows:
@@ -112,7 +116,7 @@ def prompts(run: RunFiles) -> str:
     return f"<section><h2>{heading}</h2>{table(('prompt', 'before', 'after', 'change'), cells)}</section>"
 
 
-def where_time_went(run: RunFiles) -> str:
+def where_time_went(run: RunFolder) -> str:
     """Which count to raise, and for each worker the shares of its time by occupation, waiting last and pale."""
     workers: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for sitting in run.sittings:
@@ -128,20 +132,21 @@ def where_time_went(run: RunFiles) -> str:
     return f"<section><h2>Where the time went</h2>{advice}<p>{sentence}</p>{bars}</section>"
 
 
-def settings(run: RunFiles) -> str:
+def settings(run: RunFolder) -> str:
     """What differs from the defaults, and the whole configuration."""
     plain = Config(rewards={name: RewardConfig() for name in run.config.rewards})
     plain.run.name = run.config.experiment
     defaults, values = (flatten(dataclasses.asdict(config)) for config in (plain, run.config))
     changed = [(k, shown(v), shown(defaults.get(k, ""))) for k, v in values.items() if v != defaults.get(k)]
+    written = html.escape((run.path / "config.yaml").read_text(encoding="utf-8"))
     return (
         "<section><h2>Settings</h2><p>Those that differ from the defaults:</p>"
         f"{table(('setting', 'value', 'default'), changed)}"
-        f"<details><summary>config.yaml</summary><pre>{html.escape(run.config_text)}</pre></details></section>"
+        f"<details><summary>config.yaml</summary><pre>{written}</pre></details></section>"
     )
 
 
-def machine(run: RunFiles) -> str:
+def machine(run: RunFolder) -> str:
     """Where it ran, from run.json; without one, where the report was written."""
     machines = {describe(sitting["machine"]): sitting["machine"] for sitting in run.sittings}
     note = "" if machines else "<p>The run did not write down its machine; this is where the report was written.</p>"
@@ -154,7 +159,7 @@ def machine(run: RunFiles) -> str:
     return f"<section><h2>Machine</h2>{note}</section>"
 
 
-def usage(run: RunFiles, run_dir: Path) -> str:
+def usage(run: RunFolder, run_dir: Path) -> str:
     """How to draw one of the evaluation's pictures with the finetuned LoRA, in a plain diffusers program."""
     prompt, seed = "a prompt", 0
     if run.evaluations:
@@ -197,16 +202,16 @@ def shown(value: Any) -> str:
     return "–" if value is None or value == "" else str(getattr(value, "value", value))
 
 
-def _evaluation_curve(run: RunFiles, reward: str) -> tuple[list[float], list[float]]:
+def _evaluation_curve(run: RunFolder, reward: str) -> tuple[list[float], list[float]]:
     points = curve(run.evaluations, reward)
     return [float(point.version) for point in points], [point.mean for point in points]
 
 
-def _errors(run: RunFiles, reward: str) -> list[float]:
+def _errors(run: RunFolder, reward: str) -> list[float]:
     return [point.standard_error for point in curve(run.evaluations, reward)]
 
 
-def _comparison_table(run: RunFiles) -> str:
+def _comparison_table(run: RunFolder) -> str:
     """The trained reward and each single one, before and after over the same pairs."""
     if not run.evaluations:
         return ""
@@ -228,7 +233,7 @@ def _comparison_row(change: Comparison) -> tuple[str, ...]:
     )
 
 
-def _small(run: RunFiles, key: str, title: str, sentence: str) -> str:
+def _small(run: RunFolder, key: str, title: str, sentence: str) -> str:
     drawing = chart([Curve(title, *series(run.batches, key))], width=320, height=150)
     name = f"<code>{html.escape(key)}</code>" if key != title else ""
     return f'<div class="small"><h3>{html.escape(title)} {name}</h3>{drawing}<p>{sentence}</p></div>' if drawing else ""
@@ -247,3 +252,9 @@ def _bar(worker: str, occupations: dict[str, float]) -> str:
         legend.append(f'<span class="{style}">{label}</span>')
     bar = f'<div class="bar">{"".join(pieces)}</div><p class="legend">{"".join(legend)}</p>'
     return f'<div class="worker"><h3>{html.escape(worker)} <small>{duration(total)}</small></h3>{bar}</div>'
+
+
+def series(rows: list[dict[str, float]], key: str) -> tuple[list[float], list[float]]:
+    """(batches, values) of one key of the metrics, where it is there and finite."""
+    found = [(row["batch"], row[key]) for row in rows if math.isfinite(row.get(key, math.nan))]
+    return [batch for batch, _ in found], [value for _, value in found]

@@ -15,12 +15,13 @@ from safetensors.torch import save_file
 
 from buffer.buffer import TrajectoryBuffer
 from buffer.journal import Journal
+from buffer.run_folder import RunFolder
 from buffer.state import Record
 from conf.load import load
 from conf.resume import save_config
 from tests.buffer_toy import PLAN, buffer, finish, roll_out, score, start
 from tests.chaos.blow import CELLS, ROLES, SIGNALS, Timeline, draw, timeline
-from tests.chaos.verdict import WEIGHTS, journal, newest_recovery_point, verdict
+from tests.chaos.verdict import WEIGHTS, newest_recovery_point, verdict
 
 BATCHES = 3
 
@@ -31,7 +32,7 @@ def toy(run_dir: Path) -> TrajectoryBuffer:
 
 def save_weights(run_dir: Path, value: float) -> None:
     """What a learner leaves besides rows; the toy's leaves empty folders."""
-    point = run_dir / newest_recovery_point(journal(run_dir))
+    point = run_dir / newest_recovery_point(RunFolder(run_dir).history)
     for name in WEIGHTS:
         save_file({"weight": torch.tensor([1.0, value])}, point / name)
     (point / "state.json").write_text(json.dumps({"tracker": {}, "counters": {}, "metrics": {}, "files": value}))
@@ -62,7 +63,7 @@ def run_dir(tmp_path: Path) -> Path:
     score(first)
     score(first)
     first.close()
-    (tmp_path / "before.json").write_text(json.dumps(journal(tmp_path / "run")))
+    (tmp_path / "before.json").write_text(json.dumps(RunFolder(tmp_path / "run").history))
     second = toy(tmp_path / "run")
     finish(second)
     second.close()
@@ -93,7 +94,7 @@ def set_first(column: str, value: object) -> Callable[[pa.Table], pa.Table]:
 
 def again(run_dir: Path, kind: str, **changed: object) -> None:
     """Another epoch that makes something of the first batch once more."""
-    record = next(r for r in journal(run_dir) if r["kind"] == kind and r.get("batch", 0) >= 0)
+    record = next(r for r in RunFolder(run_dir).history if r["kind"] == kind and r.get("batch", 0) >= 0)
     more = Journal(run_dir / "journal")
     seals = {str(epoch): size for epoch, size in more.seals.items()}
     more.append(({"kind": "opened", "epoch": more.epoch, "seals": seals}, record | changed))

@@ -15,14 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from buffer.run_folder import RunFolder
 from common.errors import UserError
 from common.machine import describe, machine_info
 from conf.load import load
 from conf.resume import save_config
 from emoji_world import judge
-from evaluation.summary import compare, read_evaluations
+from evaluation.summary import compare
 from report.grids import CAPTION_SIZE, GAP, MISSING, captions_of, cells, grid, save_grid
-from report.record import by_place, read_record, record_sitting
+from report.record import by_place, record_sitting
 from report.report import spread, write_report
 from report.sections import signed
 from report.svg import Curve, chart, number, ticks
@@ -120,7 +121,7 @@ def test_sittings_add_up(tmp_path: Path) -> None:
     record_sitting(tmp_path, 1, 0.0, {"sampler-0": {"rolling out": 1.0}})
     record_sitting(tmp_path, 2, 5.0, {"sampler-0": {"rolling out": 2.0}})
     record_sitting(tmp_path, 2, 5.0, {"sampler-0": {"rolling out": 3.0}})
-    sittings = read_record(tmp_path)["sittings"]
+    sittings = RunFolder(tmp_path).record["sittings"]
     assert list(sittings) == ["1", "2"] and sittings["2"]["seconds"]["sampler-0"] == {"rolling out": 3.0}
 
 
@@ -266,7 +267,7 @@ def test_the_judges_captions_are_of_the_same_pairs(tmp_path: Path) -> None:
 @pytest.mark.parametrize("rewards", [np.full(PAIRS, 0.1), np.zeros(PAIRS)])
 def test_the_judges_row_of_rewards_that_do_not_vary(rewards: np.ndarray, tmp_path: Path) -> None:
     run_dir = synthetic_run(tmp_path, batches=4)
-    for version in read_evaluations(run_dir):
+    for version in RunFolder(run_dir).evaluations:
         write_evaluation(run_dir, version, rewards)
     change = compare(run_dir)
     assert change is not None
@@ -310,7 +311,7 @@ def test_the_report_says_in_words_what_has_no_number(
 
 def test_the_report_of_a_run_whose_evaluations_were_all_set_aside(tmp_path: Path) -> None:
     run_dir = synthetic_run(tmp_path, batches=4)
-    for version in read_evaluations(run_dir):
+    for version in RunFolder(run_dir).evaluations:
         write_evaluation(run_dir, version, np.zeros(PAIRS), set_aside=tuple(range(PAIRS)))
     assert "no two evaluations to compare" in page_text(run_dir)
 
@@ -319,7 +320,7 @@ def test_the_report_says_that_grey_cells_were_set_aside_where_there_are_some(pag
     sentence = "a grey cell was set aside"
     assert sentence in page  # one of the made-up run's last evaluation was
     run_dir = synthetic_run(tmp_path, batches=4)
-    for version in read_evaluations(run_dir):
+    for version in RunFolder(run_dir).evaluations:
         write_evaluation(run_dir, version, np.arange(float(PAIRS)))
     assert sentence not in page_text(run_dir)
 

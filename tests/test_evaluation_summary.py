@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from evaluation.summary import by_prompt, compare, curve, in_words, read_evaluations, reward_names
+from buffer.run_folder import RunFolder
+from evaluation.summary import by_prompt, compare, curve, in_words, reward_names
 from tests.synthetic_run import write_evaluation
 
 
@@ -49,7 +50,7 @@ def test_nothing_to_compare_yet(tmp_path: Path) -> None:
     assert compare(tmp_path) is None
     write_evaluation(tmp_path, 1, np.array([1.0, 2.0]), set_aside=(0, 1))
     assert compare(tmp_path) is None
-    assert [point.version for point in curve(read_evaluations(tmp_path))] == [0]
+    assert [point.version for point in curve(RunFolder(tmp_path).evaluations)] == [0]
 
 
 def test_rewards_that_do_not_vary_have_no_gain(tmp_path: Path) -> None:
@@ -62,7 +63,7 @@ def test_rewards_that_do_not_vary_have_no_gain(tmp_path: Path) -> None:
 def test_the_curve_the_names_and_the_prompts(tmp_path: Path) -> None:
     write_evaluation(tmp_path, 0, np.arange(8.0))
     write_evaluation(tmp_path, 3, np.arange(8.0) * 2)
-    evaluations = read_evaluations(tmp_path)
+    evaluations = RunFolder(tmp_path).evaluations
     points = curve(evaluations)
     assert [(p.version, p.count, p.mean) for p in points] == [(0, 8, 3.5), (3, 8, 7.0)]
     assert points[0].standard_error == pytest.approx(math.sqrt(6) / math.sqrt(8))
@@ -120,5 +121,5 @@ def test_the_version_of_an_evaluation_is_known_where_no_row_has_one(tmp_path: Pa
     table = pq.read_table(path)
     column = table.schema.get_field_index("policy_version")
     pq.write_table(table.set_column(column, "policy_version", pa.nulls(2, pa.int32())), path)
-    assert list(read_evaluations(tmp_path)) == [4]
+    assert list(RunFolder(tmp_path).evaluations) == [4]
     assert compare(tmp_path) is None

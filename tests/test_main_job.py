@@ -20,11 +20,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from buffer.run_folder import RunFolder, read_metrics
 from buffer.schema import tensors_of
 from emoji_world import judge
 from policy import lora
-from report.record import read_record
-from report.run_files import read_metrics
 from tests.pipelines import sd15_layout, tiny_pipeline
 from tests.running import ROOT, SMALL, TIMEOUT_S, launch, launched, run_local, wait_for
 
@@ -151,13 +150,13 @@ def test_kill_9_of_the_driver_and_the_same_command_again(
         run.kill()
         assert run.process.stdout is not None
         printed = batches_and_evaluations(run.process.stdout.read())
-    assert list(read_record(run_dir)["sittings"]) == ["1"]  # though it never came to its end
+    assert list(RunFolder(run_dir).record["sittings"]) == ["1"]  # though it never came to its end
     done = launch(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert_same_run(undisturbed, run_dir)
     assert printed and not set(printed) & set(batches_and_evaluations(done.stdout))
     assert len(re.findall(r"^run goes on: \d of 6 batches are trained$", done.stdout, re.MULTILINE)) == 1
-    sittings = read_record(run_dir)["sittings"].values()
+    sittings = RunFolder(run_dir).record["sittings"].values()
     assert len(sittings) == 2 and all(sitting["ended"] > sitting["started"] for sitting in sittings)
 
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from buffer.journal import ALL_EPOCHS, read_counted
-from report.record import read_record
+from buffer.run_folder import RunFolder
 from tests.pipelines import tiny_pipeline
 from tests.running import SMALL, TIMEOUT_S, launch, launched, run_local, wait_for
 
@@ -148,7 +148,7 @@ def test_with_its_pool_killed_again_and_again_every_trajectory_is_scored_once(mo
         output, errors = run.process.communicate(timeout=TIMEOUT_S)
     assert run.process.returncode == 0, errors
     assert len(re.findall(r"reward-mine-\d\.\d+ died", output)) >= 3
-    (sitting,) = read_record(tmp_path / "runs" / "run")["sittings"].values()
+    (sitting,) = RunFolder(tmp_path / "runs" / "run").record["sittings"].values()
     scoring = sum(sitting["seconds"][f"reward-mine-{place}"].get("scoring", 0.0) for place in (0, 1))
     assert scoring > 0.3 * 20  # of 36 orders; who was there last has scored ten, and a killed one's last are not heard
     found = rows(tmp_path)
@@ -175,7 +175,7 @@ def test_samplers_hardly_wait_for_a_reward_as_slow_as_the_rollout(model: Path, t
     # Whatever an order takes: the next one is begun before its scores are there.
     early = sum(claimed < scored for (_, _, scored), (claimed, _, _) in itertools.pairwise(orders))
     assert early >= 0.95 * (len(orders) - 1)
-    (sitting,) = read_record(tmp_path / "runs" / "run")["sittings"].values()
+    (sitting,) = RunFolder(tmp_path / "runs" / "run").record["sittings"].values()
     seconds = sitting["seconds"]["sampler-0"]
     assert seconds.get("waiting for orders: scores of mine", 0.0) <= 0.05 * sum(seconds.values())
 

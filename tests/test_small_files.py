@@ -6,14 +6,15 @@ from pathlib import Path
 import pytest
 
 from buffer.journal import Journal
+from buffer.run_folder import RECORD as NAME
+from buffer.run_folder import RunFolder, read_metrics
 from common.errors import UserError
 from conf.load import load
 from conf.resume import RunLock, check_resume, check_same, save_config
 from mirror.epochs import MEMORY, Epochs
 from mirror.remote import Remote
-from report.record import NAME, read_record, record_end
+from report.record import record_end
 from report.report import write_report
-from report.run_files import read_metrics
 from tests.synthetic_run import synthetic_run
 
 ROW = b'{"batch": 0, "time": 5.0}\n'
@@ -28,12 +29,12 @@ SPOILT = [b"", b"{", b"\xff\xfe\x00", b"[]", b"7", b'{"a": 1}', b"\x00" * 40]
 @pytest.mark.parametrize("content", [*SPOILT, *SITTINGS], ids=repr)
 def test_a_spoilt_record_of_the_run_is_a_sentence(content: bytes, tmp_path: Path) -> None:
     (tmp_path / NAME).write_bytes(content)
-    for look in (read_record, lambda folder: record_end(folder, 3)):
+    for look in (lambda folder: RunFolder(folder).record, lambda folder: record_end(folder, 3)):
         with pytest.raises(UserError, match="put it back, or remove it"):
             look(tmp_path)
     (tmp_path / NAME).unlink()
     record_end(tmp_path, 3)
-    assert read_record(tmp_path)["finished"] == 3
+    assert RunFolder(tmp_path).record["finished"] == 3
 
 
 @pytest.mark.parametrize("content", [*ROWS, b"{", b"\xff\xfe", b"[]", b"7", b"\x00" * 40], ids=repr)

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from buffer.run_folder import read_metrics
 from conf.load import load
 from conf.prompts import resolve_prompts
 from conf.schema import Config
-from report.run_files import read_metrics
 from tests.chaos.verdict import different
 from tests.pipelines import tiny_pipeline
 from tests.running import SMALL, launch

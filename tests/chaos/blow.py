@@ -12,9 +12,9 @@ from pathlib import Path
 from subprocess import Popen
 
 from buffer.journal import file_name
+from buffer.run_folder import RunFolder
 from buffer.state import Record
 from tests.chaos.ray_cluster import RayCluster
-from tests.chaos.verdict import journal
 from tests.running import TIMEOUT_S
 
 # A role and how its actor's name begins; the driver is no actor.
@@ -138,7 +138,7 @@ def strike(case: Case, cluster: RayCluster, process: Popen[str], run_dir: Path, 
     pid = victim()
     if pid is None or process.poll() is not None:
         return None
-    before = journal(run_dir)
+    before = RunFolder(run_dir).history
     os.kill(pid, case.signal)
     return Blow(pid, before)
 

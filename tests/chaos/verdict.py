@@ -21,14 +21,13 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file
 
-from buffer.journal import read_counted
 from buffer.orders import Sizes
+from buffer.run_folder import RunFolder
 from buffer.state import Record
 from buffer.store import digest_of
 from conf.load import from_file
 from conf.schema import Config
 
-ALL_EPOCHS = 10**9
 TIMES = {"claimed", "rolled_out", "scored", "trained"}
 WEIGHTS = ("pytorch_lora_weights.safetensors", "optimizer.safetensors")
 
@@ -40,18 +39,13 @@ def verdict(run_dir: Path, before: list[Record], undisturbed: Path | None = None
     The run keeps the tensors of all its batches (buffer.keep_batches).
     """
     config = from_file(run_dir / "config.yaml")
-    history = journal(run_dir)
+    history = RunFolder(run_dir).history
     missing = sorted(set(range(config.run.batches)) - {batch for batch, _ in _trained(history)})
     if missing:
         return [f"the run did not end: batches {missing} are not trained"]
     found = [*twice(run_dir, config, history), *lost(run_dir, config, before, history), *too_old(run_dir, config)]
     found += not_finite(run_dir, history)
     return found + (different(run_dir, undisturbed) if undisturbed else [])
-
-
-def journal(run_dir: Path) -> list[Record]:
-    """All records that count, of all epochs."""
-    return read_counted(run_dir / "journal", before=ALL_EPOCHS)[0]
 
 
 def twice(run_dir: Path, config: Config, history: list[Record]) -> Iterator[str]:
@@ -95,7 +89,7 @@ def lost(run_dir: Path, config: Config, before: list[Record], history: list[Reco
 
 def too_old(run_dir: Path, config: Config) -> Iterator[str]:
     """What was trained at an age above the bound, or made with weights that are not of this run's line."""
-    history = journal(run_dir)
+    history = RunFolder(run_dir).history
     digests = dict(record["version"] for record in history if record["kind"] == "trained")
     for row in rows(run_dir):
         name, age = f"trajectory {row['trajectory_id']}", row["batch"] - row["policy_version"]
@@ -119,7 +113,7 @@ def not_finite(run_dir: Path, history: list[Record]) -> Iterator[str]:
 
 def different(run_dir: Path, undisturbed: Path) -> list[str]:
     """Where the run is not, bit for bit, the other one."""
-    points = [folder / newest_recovery_point(journal(folder)) for folder in (run_dir, undisturbed)]
+    points = [folder / newest_recovery_point(RunFolder(folder).history) for folder in (run_dir, undisturbed)]
     found = []
     for name in WEIGHTS:
         ours, others = (load_file(point / name) for point in points)
