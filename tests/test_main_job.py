@@ -213,7 +213,7 @@ def test_ctrl_c_is_not_forgotten_when_the_buffer_restarts(model: Path, tmp_path:
     with launched(*command, cwd=tmp_path, delays="learner.update:Updater._optimizer_step:2") as run:
         run.wait_for_line("batch 1/")
         run.process.send_signal(signal.SIGINT)
-        run.wait_for_line("Ctrl-C: the batch in training")
+        run.wait_for_line("Ctrl-C: a batch in training")
         os.kill(run.actor("BufferActor"), signal.SIGKILL)
         output, errors = run.process.communicate(timeout=TIMEOUT_S)
     assert run.process.returncode == 0, (output, errors)
