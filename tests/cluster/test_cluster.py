@@ -91,8 +91,9 @@ class Run:
             self.lines.append(line.rstrip())
 
     def batches(self) -> int:
-        """How many are trained, in this start or before."""
-        return sum(line.startswith("batch ") for line in self.lines)
+        """How many are trained, in this start or before, by the last line of one: "batch 27/30 ..."."""
+        counts = [int(line.split()[1].partition("/")[0]) for line in self.lines if line.startswith("batch ")]
+        return max(counts, default=0)
 
     def deaths(self) -> int:
         return sum(" died (" in line for line in self.lines)
