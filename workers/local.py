@@ -9,6 +9,7 @@ from a notebook or a test. At buffer.max_staleness=0 it leaves the same weights,
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -47,7 +48,7 @@ def run(config: Config, prompts: Sequence[str]) -> Path:
     exact_float32()
     device, started = "cuda" if torch.cuda.is_available() else "cpu", time.time()
     run_dir = Path(config.run.dir) / config.run.name
-    with RunLock(run_dir):
+    with RunLock(run_dir), ExitStack() as closing:  # whatever ends the run, in a notebook, too
         check_resume(run_dir, config, list(prompts))
         learner = Learner.load(config, device)
         policy = Policy.load(config.model, config.sampling, config.run.seed, device, trainable=False)
@@ -57,7 +58,9 @@ def run(config: Config, prompts: Sequence[str]) -> Path:
 
         save_config(run_dir, config, list(prompts))
         buffer = TrajectoryBuffer(run_dir, plan_of(config, prompts), rules_of(config), combination_of(config))
+        closing.callback(buffer.close)
         publisher = Publisher(config, run_dir, buffer, lambda weights: weights, max(buffer.state.next_batch, 0))
+        closing.callback(publisher.close)
         clocks = {"learner-0.0": Clock(), "sampler-0.0": Clock()} | {f"reward-{r.name}-0.0": Clock() for r in rewards}
         trainer = Trainer("learner-0.0", learner, buffer, run_dir, clocks["learner-0.0"])
         sampler = Sampler("sampler-0.0", policy, buffer, lambda weights: weights, clocks["sampler-0.0"])
@@ -80,8 +83,6 @@ def run(config: Config, prompts: Sequence[str]) -> Path:
             assert any(found_work), f"nobody has anything to do: {buffer.status()}"
         publisher.step(buffer.news())
         publisher.save_lora()
-        publisher.close()
-        buffer.close()
         record_sitting(run_dir, buffer.epoch, started, by_place({name: clock.read() for name, clock in clocks.items()}))
         write_report(run_dir)
         record_end(run_dir, config.run.batches)
