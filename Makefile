@@ -33,7 +33,7 @@ test-slow: install
 
 test-watching: install
 	@command -v prometheus > /dev/null || { echo "prometheus is missing: apt-get install prometheus" >&2; exit 1; }
-	$(VENV)/bin/pytest -m watching tests/test_watching.py
+	$(VENV)/bin/pytest -m watching tests/monitoring/test_watching.py
 
 test-cluster: install
 	$(VENV)/bin/python -m tests.cluster.lab
@@ -43,11 +43,11 @@ test-chaos: install
 	$(VENV)/bin/python -m tests.chaos.matrix
 
 test-other-diffusers: install $(OTHER)/installed
-	$(VENV)/bin/pytest -m other_diffusers -s tests/test_lora_elsewhere.py
+	$(VENV)/bin/pytest -m other_diffusers -s tests/policy/test_lora_elsewhere.py
 
-$(OTHER)/installed: tests/other_diffusers.txt
+$(OTHER)/installed: tests/policy/other_diffusers.txt
 	@test -x $(OTHER)/venv/bin/pip || $(PYTHON) -m venv $(OTHER)/venv
-	$(OTHER)/venv/bin/pip install --quiet --disable-pip-version-check -r tests/other_diffusers.txt
+	$(OTHER)/venv/bin/pip install --quiet --disable-pip-version-check -r tests/policy/other_diffusers.txt
 	@touch $@
 
 install: $(STAMP)

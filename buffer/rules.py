@@ -1,7 +1,7 @@
 """The rules of the buffer, one small method each: decisions about a state, which change nothing.
 
 Numbers in brackets are those of docs/buffer.md, which has the rules with their reasons. Every method is a rule that the
-exhaustive search in tests/test_protocol_search.py can take out, to see the run go wrong without it.
+exhaustive search in tests/buffer/test_protocol_search.py can take out, to see the run go wrong without it.
 """
 
 import hashlib

@@ -24,9 +24,9 @@ from mirror.epochs import Epochs, epoch_of
 from mirror.mirror import Mirror, Overtaken
 from mirror.mirroring import Mirroring
 from mirror.remote import Remote
+from tests.buffer.test_run import rows
 from tests.buffer_toy import PLAN, buffer, evaluations, publish, roll_out, score, scored, start, train, write_weights
 from tests.running import TIMEOUT_S
-from tests.test_buffer_run import rows
 
 URI = "file:///mirror"  # as sentences name it
 

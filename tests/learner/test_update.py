@@ -15,7 +15,7 @@ from learner.batch import Batch
 from learner.metrics import reward_metrics, update_metrics
 from learner.ranks import Ranks
 from learner.update import KL_PAIRS, Pairs, Updater, shares
-from tests.learner_toy import SHAPE, D, GaussianToy, toy_batch
+from tests.learner.learner_toy import SHAPE, D, GaussianToy, toy_batch
 
 STDS = [0.9, 0.5, 0.2]
 THETA = torch.tensor([0.3, -0.2, 0.1, 0.4], dtype=torch.float64).reshape(SHAPE)

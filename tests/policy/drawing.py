@@ -1,7 +1,7 @@
 """Draws pictures with a LoRA in whatever diffusers this interpreter has: a program of a user's own.
 
 
-    python tests/drawing.py JOB.json OUT.npy
+    python tests/policy/drawing.py JOB.json OUT.npy
 
 JOB: {"pipeline", "lora" (or null), "steps", "guidance", "eta", "pairs": [[prompt, seed], ...]}. Imports nothing of
 ours.

@@ -9,10 +9,10 @@ import pytest
 
 import launch
 from conf.resume import RunLock
+from tests.conf.test_invocations import BAD
 from tests.pipelines import edit_json, tiny_pipeline
 from tests.running import SMALL, launched, run_local
 from tests.running import launch as run_launch
-from tests.test_conf_invocations import BAD
 
 
 @pytest.fixture(scope="module")

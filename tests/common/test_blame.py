@@ -11,7 +11,7 @@ from buffer.errors import RunStopped
 from common.blame import describe, is_out_of_memory, is_the_workers
 from common.errors import UserError
 
-# One text for each word that tells a library's error; classes are in test_rewards_answers.py.
+# One text for each word that tells a library's error; classes are in rewards/test_answers.py.
 TEXTS = [
     "CUDA error: an illegal memory access was encountered",
     "HIP error: unspecified launch failure",

@@ -39,8 +39,8 @@ from tests.buffer_toy import (
     train,
     written,
 )
+from tests.running import ROOT
 
-ROOT = Path(__file__).parents[1]
 TIMES = ["claimed", "rolled_out", "scored", "trained"]
 
 
@@ -753,7 +753,7 @@ def test_a_full_disk_stops_with_a_sentence_and_loses_nothing(tmp_path: Path) -> 
     mounted = (
         shutil.which("unshare") is not None and subprocess.run([*mount, "true"], capture_output=True).returncode == 0
     )
-    call = f"from tests.test_buffer_run import *; fill_up_and_go_on(Path({str(run)!r}), {mounted})"
+    call = f"from tests.buffer.test_run import *; fill_up_and_go_on(Path({str(run)!r}), {mounted})"
     done = subprocess.run(
         [*(mount if mounted else []), sys.executable, "-c", call], cwd=ROOT, capture_output=True, text=True
     )

@@ -11,9 +11,9 @@ import pytest
 
 from buffer.journal import read_counted
 from conf.load import from_file
+from tests.launch.test_main_job import assert_same_run, small, trajectories
 from tests.pipelines import tiny_pipeline
 from tests.running import ROOT, TIMEOUT_S, Launched, launched, wait_for
-from tests.test_main_job import assert_same_run, small, trajectories
 
 
 @pytest.fixture(scope="module")

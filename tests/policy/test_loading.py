@@ -22,6 +22,7 @@ from policy.policy import Policy
 from policy.source import check_model
 from policy.stable_diffusion import check_schedule, image_size
 from tests.pipelines import edit_json, tiny_pipeline
+from tests.running import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -321,4 +322,4 @@ def test_checking_a_model_needs_no_torch(good: Path) -> None:
         "import sys; from conf.schema import ModelConfig; from policy.source import check_model; "
         f"check_model(ModelConfig({json.dumps(str(good))})); assert 'torch' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

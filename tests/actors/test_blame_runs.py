@@ -7,9 +7,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from buffer.orders import Plan
+from tests.launch.test_main_job import assert_same_run, small, trajectories, user_reward
 from tests.pipelines import tiny_pipeline
 from tests.running import launch, launched
-from tests.test_main_job import assert_same_run, small, trajectories, user_reward
 
 BATCHES = 2
 

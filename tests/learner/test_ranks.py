@@ -19,8 +19,8 @@ from learner.batch import Batch
 from learner.learner import Learner
 from learner.ranks import Meeting, Ranks, RanksDisagree
 from learner.update import Updater, shares
+from tests.learner.test_pipeline import away_from_zero, error, load, make_batch, small
 from tests.pipelines import tiny_pipeline
-from tests.test_learner_pipeline import away_from_zero, error, load, make_batch, small
 
 PATIENCE_S = 1800  # a rank that dies closes its pipe, and is noticed at once
 Work = Callable[..., Any]

@@ -18,6 +18,7 @@ from conf.schema import DType, LoraConfig, ModelConfig, SamplingConfig
 from policy import gaussian, lora
 from policy.policy import Policy
 from tests.pipelines import WORDS, tiny_pipeline
+from tests.running import ROOT
 
 STEPS, TRAJECTORIES = 4, 32
 PROMPTS = [f"a {WORDS[i % 3 + 1]} on the beach" for i in range(TRAJECTORIES)]
@@ -26,7 +27,7 @@ SAMPLER = """
 import sys
 from pathlib import Path
 import numpy as np
-from tests.test_policy_ratio import PROMPTS, TRAJECTORIES, load
+from tests.policy.test_ratio import PROMPTS, TRAJECTORIES, load
 from policy.rollout import rollout
 
 folder = Path(sys.argv[1])
@@ -62,9 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     lora.save(lora_state, folder / "lora", LoraConfig())
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        [sys.executable, "-c", SAMPLER, str(folder)], check=True, cwd=Path(__file__).parent.parent, env=environment
-    )
+    subprocess.run([sys.executable, "-c", SAMPLER, str(folder)], check=True, cwd=ROOT, env=environment)
     return folder
 
 

@@ -1,6 +1,6 @@
 """Exhaustive search of the real state machine over small runs, and what it finds when a rule is taken out.
 
-The world is tests/protocol_world.py. Every reachable state is visited; in each, what is trained has to be complete, in
+The world is protocol_world.py. Every reachable state is visited; in each, what is trained has to be complete, in
 order, of one line of weights, and not older than k; what was acknowledged has to stay; and without further faults the
 run has to be able to go on until it is finished, never in a circle.
 """
@@ -19,7 +19,7 @@ from buffer.journal import counted
 from buffer.orders import Sizes, Version
 from buffer.rules import Rules
 from buffer.state import File, Hold, Record, Score, State, Step, Trained, Work, fold, restarted, work_of
-from tests.protocol_world import REWARD, TIMEOUT, Violation, World
+from tests.buffer.protocol_world import REWARD, TIMEOUT, Violation, World
 
 EVERYTHING = frozenset({"buffer", "worker", "hang", "learner", "damage", "answer"})
 SIZES = Sizes(batch_size=2, order_size=1, evaluation_count=1)

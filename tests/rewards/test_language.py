@@ -17,7 +17,8 @@ from rewards.bert_score import BertScore
 from rewards.caption import CaptionRecall
 from rewards.vision_language import VisionLanguageModel
 from rewards.vqa import QuestionAnswering, graded, says
-from tests import vlm_models, vlm_others
+from tests import vlm_models
+from tests.rewards import vlm_others
 
 COUNT = 32  # pictures
 QUESTIONS = ["what is going on in this image?", "how many cats are there?", "what animal?", "how many cats?"]

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from conf.load import from_file
+from tests.launch.test_main_job import stored_picture
 from tests.running import ROOT, SMALL, launch
-from tests.test_main_job import stored_picture
 
 OTHER = ROOT / "build" / "other-diffusers" / "venv" / "bin" / "python"
 # The experiment's own sampling, rank 16 and alpha 32; a rate at which two batches change pictures for anyone to see.
@@ -47,7 +47,12 @@ def drawn(python: str | Path, run: Path, lora: Path | None, tmp_path: Path) -> t
         "pairs": [[row["prompt"], row["seed"]] for row in rows],
     }
     (tmp_path / "job.json").write_text(json.dumps(job), encoding="utf-8")
-    program = [str(python), str(ROOT / "tests" / "drawing.py"), str(tmp_path / "job.json"), str(tmp_path / "out.npy")]
+    program = [
+        str(python),
+        str(ROOT / "tests" / "policy" / "drawing.py"),
+        str(tmp_path / "job.json"),
+        str(tmp_path / "out.npy"),
+    ]
     done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     own = np.stack([stored_picture(run, row["trajectory_id"]) for row in rows])

@@ -15,7 +15,7 @@ from buffer.combination import Combination
 from buffer.messages import TakenBatch
 from monitoring.advice import Advice, Pipeline, Window, advise, role_of, seconds_per_batch
 from tests.buffer_toy import ONE_REWARD, PLAN, buffer, publish, roll_out, rolled_out, rules, score, scored, start, train
-from tests.pipeline_simulation import ORDER_SIZE, Durations, Simulated, simulate
+from tests.monitoring.pipeline_simulation import ORDER_SIZE, Durations, Simulated, simulate
 
 COUNTS = {"samplers": 1, "rewards.a": 1, "learner": 1}
 
