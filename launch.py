@@ -18,8 +18,9 @@ from conf.prompts import resolve_prompts
 from conf.resume import check_resume
 from conf.scale import ask
 from conf.validate import validate
+from learner.paths import ADVANTAGES, OBJECTIVES
 from policy.source import check_model
-from rewards.paths import locate
+from rewards.paths import REWARDS
 
 
 def main(arguments: list[str]) -> int:
@@ -40,7 +41,10 @@ def main(arguments: list[str]) -> int:
         check_resume(Path(config.run.dir) / config.run.name, config, prompts)
         if config.ray.address is None:  # else it may be there on the hosts of the cluster alone
             for name, reward in config.rewards.items():
-                locate(name, reward.path)
+                REWARDS.locate(f"rewards.{name}.path={reward.path}", reward.path)
+        if config.learner.objective is not None:
+            OBJECTIVES.locate(f"learner.objective={config.learner.objective}", config.learner.objective)
+        ADVANTAGES.locate(f"learner.advantage={config.learner.advantage}", config.learner.advantage)
         from actors.run import run  # not above: Ray, torch and diffusers take ten seconds that a typo need not wait for
 
         run(config, prompts)

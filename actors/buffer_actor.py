@@ -58,6 +58,9 @@ class BufferActor:
     async def add(self, order_id: str, version: Version, table: pa.Table) -> bool:
         return bool(self._change(lambda: self.buffer.add(order_id, version, table)))
 
+    async def prompts(self) -> tuple[str, ...]:
+        return self.buffer.prompts()
+
     async def order_failed(self, order_id: str, worker: str, message: str) -> None:
         self._change(lambda: self.buffer.order_failed(order_id, worker, message))
 

@@ -35,6 +35,9 @@ class RemoteBuffer:
         self.worker = worker
         self.clock = clock or Clock()
 
+    def prompts(self) -> tuple[str, ...]:
+        return self._call(self.actor.prompts)
+
     def claim(self, worker: str) -> Claim | None:
         return self._ask("orders", self.actor.claim, worker)
 

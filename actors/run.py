@@ -14,11 +14,11 @@ from conf.resume import RunLock, check_resume, check_same, save_config
 from conf.schema import Config
 from conf.validate import cluster_fits, effective_gpus
 from evaluation.summary import compare, in_words
+from learner.registry import make_advantage, make_objective
 from mirror.mirror import Mirror
 from mirror.mirroring import Mirroring
 from monitoring.display import Display
-from policy.stable_diffusion import check_policy, image_size
-from policy.tokens import check_prompts
+from policy.check import Checked, check_policy
 from report.record import record_end
 from report.report import write_report
 
@@ -28,8 +28,8 @@ def run(config: Config, prompts: list[str]) -> None:
 
     Raises UserError for what the settings alone do not show, RunStopped when it cannot go on.
     """
-    check_policy(config.model, config.sampling)
-    remarks = check_prompts(config.model, prompts)
+    make_objective(config), make_advantage(config)
+    checked = check_policy(config.model, config.sampling, prompts)
     run_dir = Path(config.run.dir) / config.run.name
     with RunLock(run_dir):
         check_resume(run_dir, config, prompts)
@@ -41,7 +41,7 @@ def run(config: Config, prompts: list[str]) -> None:
         mirroring = Mirroring(mirror, rules_of(config).served)
         with mirroring, disk_stops_the_run(run_dir):
             if RunFolder(run_dir).record.get("finished") != config.run.batches:
-                train(config, prompts, run_dir, mirroring, remarks)
+                train(config, prompts, run_dir, mirroring, checked)
                 return
             mirroring.start()
             mirroring.finish()
@@ -49,16 +49,16 @@ def run(config: Config, prompts: list[str]) -> None:
         print(f"To train on, give the same command with run.batches={2 * config.run.batches}")
 
 
-def train(config: Config, prompts: list[str], run_dir: Path, mirroring: Mirroring, remarks: list[str]) -> None:
-    """Until the run is finished, is stopped by Ctrl-C, or cannot go on. First says the remarks."""
+def train(config: Config, prompts: list[str], run_dir: Path, mirroring: Mirroring, checked: Checked) -> None:
+    """Until the run is finished, is stopped by Ctrl-C, or cannot go on."""
     with cluster(config) as resources, Display(run_dir.name, config.run.batches) as display:
         ctrl_c = CtrlC()  # after Ray has set its own
         fitted, taken_as_0 = effective_gpus(config, resources)
         cluster_fits(fitted, resources)
-        for remark in [*remarks, *taken_as_0]:
+        for remark in [*checked.remarks, *taken_as_0]:
             display.say(remark)
         with Driver(fitted, run_dir, plan_of(config, prompts), mirroring) as driver:
-            driver.try_rewards(image_size(config.model), display.say)
+            driver.try_rewards(checked.image_size, display.say)
             ctrl_c.only_noted = True  # until here there is no batch to finish
             save_config(run_dir, config, prompts)
             mirroring.start()

@@ -9,6 +9,7 @@ from actors.ending import judged
 from actors.remote_buffer import RemoteBuffer
 from common.clock import Clock
 from conf.schema import Config
+from learner.registry import make_objective
 from policy.policy import Policy
 from workers.sampler import Sampler
 
@@ -33,7 +34,9 @@ class SamplerActor:
         with clock.on("loading the model"):
             device = "cuda" if ray.get_gpu_ids() else "cpu"
             policy = Policy.load(config.model, config.sampling, config.run.seed, device, trainable=False)
-        remote = RemoteBuffer(buffer, self.name, clock)
-        sampler = Sampler(self.name, policy, remote, lambda weights: ray.get(weights[0]), clock)
+            remote = RemoteBuffer(buffer, self.name, clock)
+            needs = make_objective(config).needs
+            sampler = Sampler(self.name, policy, needs, remote, lambda weights: ray.get(weights[0]), clock)
+            sampler.begin()
         while True:
             sampler.step()

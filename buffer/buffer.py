@@ -75,6 +75,10 @@ class TrajectoryBuffer:
 
     # ---- samplers
 
+    def prompts(self) -> tuple[str, ...]:
+        """All that orders may ask for."""
+        return self.plan.prompts
+
     def claim(self, worker: str) -> Claim | None:
         """An order to roll out, or None if nothing may be claimed now."""
         self._stop_if_due()

@@ -17,27 +17,33 @@ from buffer.orders import Order
 from buffer.state import Work
 
 TENSORS = ("latents", "timesteps", "log_probs", "image")
-ROLLOUT_COLUMNS = ("trajectory_id", *TENSORS)
 TIME = pa.timestamp("us", tz="UTC")
 
 
 def rollout_table(
-    order: Order, latents: np.ndarray, timesteps: np.ndarray, log_probs: np.ndarray, images: np.ndarray
+    order: Order,
+    latents: np.ndarray,
+    timesteps: np.ndarray | None,
+    log_probs: np.ndarray | None,
+    images: np.ndarray,
 ) -> pa.Table:
     """The table of an order's n trajectories of T steps, without copying C-contiguous arrays.
 
-    latents [n, T+1, C, H, W] float32 or float16; timesteps [n, T] int32; log_probs [n, T] float32; images [n, H, W, 3]
-    uint8. Raises ValueError when shapes or dtypes are others.
+    latents [n, T+1, C, H, W] float32 or float16; timesteps [n, T] int32 or float32; log_probs [n, T] float32; images
+    [n, H, W, 3] uint8. Of an objective on clean pictures latents [n, 1, C, H, W], without the two others. Raises
+    ValueError when shapes or dtypes are others.
     """
-    n, steps = log_probs.shape
+    n, steps = (len(latents), 0) if log_probs is None else log_probs.shape
     wanted = {
         "latents": (latents, (n, steps + 1, *latents.shape[2:]), 5, ("float32", "float16")),
-        "timesteps": (timesteps, (n, steps), 2, ("int32",)),
+        "timesteps": (timesteps, (n, steps), 2, ("int32", "float32")),
         "log_probs": (log_probs, (n, steps), 2, ("float32",)),
         "image": (images, (n, *images.shape[1:3], 3), 4, ("uint8",)),
     }
     columns: dict[str, Any] = {"trajectory_id": pa.array(order.trajectory_ids, pa.int64())}
     for name, (array, shape, ndim, dtypes) in wanted.items():
+        if array is None:
+            continue
         if array.shape != shape or array.ndim != ndim or str(array.dtype) not in dtypes or n != len(order.seeds):
             raise ValueError(
                 f"{name} of order {order.order_id} is {array.dtype} {list(array.shape)}; it should be "
@@ -50,7 +56,12 @@ def rollout_table(
 
 def tensors_of(table: pa.Table) -> dict[str, np.ndarray]:
     """The tensor columns as arrays [rows, ...]. A column in one piece is viewed and read-only; several are copied."""
-    return {name: _array(table[name]) for name in TENSORS if name in table.column_names}
+    return {name: _array(table[name]) for name in tensors_in(table)}
+
+
+def tensors_in(table: pa.Table) -> list[str]:
+    """Names of the tensor columns that it has."""
+    return [name for name in TENSORS if name in table.column_names]
 
 
 def _array(column: pa.ChunkedArray) -> np.ndarray:
@@ -62,7 +73,7 @@ def _array(column: pa.ChunkedArray) -> np.ndarray:
 
 def check_rollout(order: Order, table: pa.Table) -> None:
     """Raise ValueError unless the table is one that `rollout_table` makes of this order."""
-    missing = set(ROLLOUT_COLUMNS) - set(table.column_names)
+    missing = {"trajectory_id", "latents", "image"} - set(table.column_names)
     if missing:
         raise ValueError(f"The table of order {order.order_id} lacks the columns {sorted(missing)}.")
     if tuple(table["trajectory_id"].to_pylist()) != order.trajectory_ids:
@@ -133,7 +144,7 @@ def _aligned(ids: pa.Array, scores: pa.Table | None) -> dict[str, pa.Array]:
 
 def with_tensors(scalars: pa.Table, tensors: pa.Table) -> pa.Table:
     """Scalars and tensors of one order side by side, without the rows that are set aside; nothing heavy is copied."""
-    for name in TENSORS:
+    for name in tensors_in(tensors):
         scalars = scalars.append_column(name, tensors[name])
     live = scalars["set_aside"].is_null().to_numpy()
     edges = np.flatnonzero(np.diff(np.concatenate([[0], live.astype(np.int8), [0]])))

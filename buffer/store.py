@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from buffer.errors import disk_stops_the_run
 from buffer.journal import sync_folder
 from buffer.messages import TakenBatch
-from buffer.schema import TENSORS, stack, times
+from buffer.schema import stack, tensors_in, times
 from buffer.state import File
 
 FOLDERS = ("tensors", "trajectories", "evaluation", "checkpoints")
@@ -108,7 +108,7 @@ def write_batch(run_dir: Path, taken: TakenBatch, advantages: np.ndarray, now: f
 
     advantages: float32 [rows of taken.table]. Returns the path relative to the run folder.
     """
-    live = taken.table.drop_columns(list(TENSORS))
+    live = taken.table.drop_columns(tensors_in(taken.table))
     live = live.append_column("advantage", pa.array(advantages, pa.float32()))
     rows = stack([live, taken.set_aside]).sort_by("trajectory_id")
     rows = rows.append_column("trained", times(now, rows.num_rows))

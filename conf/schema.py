@@ -23,13 +23,6 @@ class DType(StrEnum):
     float64 = "float64"  # for checking numerics; no run takes it, as log-probs are stored in float32
 
 
-class Algorithm(StrEnum):
-    """The two policy-gradient estimators of DDPO (Black et al. 2023, section 4.3)."""
-
-    ddpo_is = "ddpo_is"
-    ddpo_sf = "ddpo_sf"
-
-
 class Combine(StrEnum):
     """How several rewards become the one that is trained on."""
 
@@ -68,6 +61,9 @@ class LoraConfig:
 @dataclass
 class ModelConfig:
     path: str = setting("emoji_world/weights/pipeline", "a diffusers pipeline: folder or hub id")
+    family: str | None = setting(
+        None, "module:Class of a model family of your own; null: a built-in one, by the class in model_index.json"
+    )
     revision: str | None = setting(None, "a hub revision")
     variant: str | None = setting(None, "for example fp16")
     dtype: DType = setting(
@@ -159,9 +155,17 @@ class RewardConfig:
 
 @dataclass
 class LearnerConfig:
-    algorithm: Algorithm = setting(
-        Algorithm.ddpo_is, "ddpo_is: importance-weighted and clipped; ddpo_sf: score function"
+    objective: str | None = setting(
+        None,
+        "ddpo_is (importance-weighted, clipped), ddpo_sf (score function), ddpo_decoupled (for old data), or "
+        "module:Class; null: ddpo_is, and ddpo_decoupled with buffer.max_staleness above 1",
     )
+    objective_args: dict[str, Any] = setting({}, "keyword arguments of a class of your own")
+    advantage: str = setting(
+        "per_prompt",
+        "among a prompt's last pictures (per_prompt), the batch's of it (by_group), by_batch, or module:Class",
+    )
+    advantage_args: dict[str, Any] = setting({}, "keyword arguments of a class of your own")
     lr: float = setting(3e-4, "AdamW's learning rate", POSITIVE)
     betas: tuple[float, float] = setting((0.9, 0.999), "AdamW's decay rates of the gradient's moments")
     weight_decay: float = setting(1e-4, "AdamW's", NOT_NEGATIVE)
@@ -172,9 +176,6 @@ class LearnerConfig:
         Range(lambda x: x is None or x >= 1, "must be at least 1"),
     )
     clip_range: float = setting(1e-4, "of the ratio of mean-over-dimensions log-probs", POSITIVE)
-    decoupled: bool | None = setting(
-        None, "clip against the policy at the batch's start; null: with max_staleness above 1"
-    )
     advantage_clip: float = setting(5.0, "largest absolute advantage, in standard deviations", POSITIVE)
     max_grad_norm: float = setting(1.0, "the gradient of an optimizer step is scaled down to this norm", POSITIVE)
     tracker_size: int = setting(32, "rewards remembered for each prompt", AT_LEAST_ONE)

@@ -13,7 +13,7 @@ from common.errors import UserError, quoted, shown
 from conf.names import check_different
 from conf.places import check_room_for_sockets
 from conf.prompts import resolve_prompts
-from conf.schema import Algorithm, Combine, Config, DType
+from conf.schema import Combine, Config, DType
 from conf.settings import flatten, setting_of
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
@@ -143,21 +143,6 @@ def _check_learner(config: Config) -> None:
         raise UserError(
             f"learner.train_steps={config.learner.train_steps} is more than sampling.steps={config.sampling.steps}: "
             "lower it, or leave it out to train on all"
-        )
-    if config.learner.algorithm is Algorithm.ddpo_sf and steps > 1:
-        raise UserError(
-            f"learner.algorithm=ddpo_sf with learner.optimizer_steps={steps}: its gradient holds only for fresh data, "
-            "so set learner.optimizer_steps=1, or take ddpo_is"
-        )
-    if config.learner.algorithm is Algorithm.ddpo_sf and config.buffer.max_staleness > 0:
-        raise UserError(
-            f"learner.algorithm=ddpo_sf with buffer.max_staleness={config.buffer.max_staleness}: its gradient holds "
-            "only for fresh data, so set buffer.max_staleness=0, or take ddpo_is"
-        )
-    if config.learner.algorithm is Algorithm.ddpo_sf and config.learner.decoupled:
-        raise UserError(
-            "learner.algorithm=ddpo_sf with learner.decoupled=true: it has no ratio to be clipped, so leave "
-            "learner.decoupled out, or take ddpo_is"
         )
     if config.learner.tracker_min_count > config.learner.tracker_size:
         raise UserError(

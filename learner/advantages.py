@@ -1,52 +1,108 @@
-"""Advantages: how much better a picture is than others of the same prompt."""
+"""Advantages: how much better a picture is than others, in standard deviations of theirs.
 
+The door for a new one, built in or the user's own: docs/extending.md has a whole example.
+"""
+
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from conf.schema import LearnerConfig
 
-class PerPromptTracker:
-    """Remembers the last `size` rewards of each prompt and normalises by their mean and standard deviation.
+TINY = 1e-6  # where all rewards are equal, no picture is better than another
+
+
+class Advantage(ABC):
+    """From a batch's rewards to what its pictures' actions are weighted by. The update clips it (advantage_clip)."""
+
+    def __init__(self, config: LearnerConfig) -> None:
+        self.config = config
+
+    @abstractmethod
+    def __call__(self, prompts: Sequence[str], rewards: np.ndarray) -> np.ndarray:
+        """float32 [B] of B prompts and float32 [B] rewards. Rows come by ascending trajectory id."""
+
+    def stds(self) -> dict[str, float]:
+        """Of each prompt's rewards, as far as they are known: for people."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a recovery point has to hold, as plain JSON."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a `state_dict`."""
+
+
+class PerPrompt(Advantage):
+    """Remembers the last learner.tracker_size rewards of each prompt and normalises by their mean and deviation.
 
         A = (r - mean) / (std + 1e-6)
 
-    As in the public code of Black et al. 2023: a prompt's new rewards are remembered before its mean
-    is taken, and a prompt of which fewer than `min_count` are remembered uses mean and std of the whole batch.
+    As in the public code of Black et al. 2023: a prompt's new rewards are remembered before its mean is taken, and a
+    prompt of which fewer than learner.tracker_min_count are remembered uses mean and deviation of the whole batch. The
+    order of rows says what is forgotten first.
 
-    Example: PerPromptTracker(size=32, min_count=16).advantages(["a cat", "a dog"], np.array([1.0, 3.0]))
-    gives [-1, 1].
+    Example: with tracker_size=32 and tracker_min_count=16, ["a cat", "a dog"] and rewards [1.0, 3.0] give [-1, 1].
     """
 
-    def __init__(self, size: int, min_count: int) -> None:
-        self.size = size
-        self.min_count = min_count
+    def __init__(self, config: LearnerConfig) -> None:
+        super().__init__(config)
         self._rewards: dict[str, deque[float]] = {}
 
-    def advantages(self, prompts: Sequence[str], rewards: np.ndarray) -> np.ndarray:
-        """float32 [B] of B prompts and float32 [B] rewards, which are remembered.
-
-        The order of rows says what is forgotten first, so it has to be the same in every repetition of a run.
-        """
+    def __call__(self, prompts: Sequence[str], rewards: np.ndarray) -> np.ndarray:
         values = rewards.astype(np.float64)
-        rows_of: dict[str, list[int]] = {}
-        for row, prompt in enumerate(prompts):
-            rows_of.setdefault(prompt, []).append(row)
         advantages = np.empty(len(values))
-        for prompt, rows in rows_of.items():
-            remembered = self._rewards.setdefault(prompt, deque(maxlen=self.size))
+        for prompt, rows in _rows_by_prompt(prompts).items():
+            remembered = self._rewards.setdefault(prompt, deque(maxlen=self.config.tracker_size))
             remembered.extend(values[rows].tolist())
-            reference = values if len(remembered) < self.min_count else np.array(remembered)
-            advantages[rows] = (values[rows] - reference.mean()) / (reference.std() + 1e-6)
+            reference = values if len(remembered) < self.config.tracker_min_count else np.array(remembered)
+            advantages[rows] = _normalised(values[rows], reference)
         return advantages.astype(np.float32)
 
     def stds(self) -> dict[str, float]:
-        """Standard deviation of each prompt's remembered rewards, where there are two or more."""
         return {prompt: float(np.std(values)) for prompt, values in self._rewards.items() if len(values) > 1}
 
     def state_dict(self) -> dict[str, list[float]]:
-        """The remembered rewards by prompt, oldest first: plain JSON, and exact in it."""
         return {prompt: list(values) for prompt, values in self._rewards.items()}
 
     def load_state_dict(self, state: Mapping[str, Sequence[float]]) -> None:
-        self._rewards = {prompt: deque(values, maxlen=self.size) for prompt, values in state.items()}
+        size = self.config.tracker_size
+        self._rewards = {prompt: deque(values, maxlen=size) for prompt, values in state.items()}
+
+
+class ByGroup(Advantage):
+    """Normalises among the batch's pictures of the same prompt, as GRPO does (Shao et al. 2024, section 4.1).
+
+    A prompt that comes once has nothing to be compared with: its advantage is 0.
+    """
+
+    def __call__(self, prompts: Sequence[str], rewards: np.ndarray) -> np.ndarray:
+        values = rewards.astype(np.float64)
+        advantages = np.empty(len(values))
+        for rows in _rows_by_prompt(prompts).values():
+            advantages[rows] = _normalised(values[rows], values[rows])
+        return advantages.astype(np.float32)
+
+
+class ByBatch(Advantage):
+    """Normalises among all pictures of the batch, whatever their prompts."""
+
+    def __call__(self, prompts: Sequence[str], rewards: np.ndarray) -> np.ndarray:
+        values = rewards.astype(np.float64)
+        return _normalised(values, values).astype(np.float32)
+
+
+def _rows_by_prompt(prompts: Sequence[str]) -> dict[str, list[int]]:
+    rows: dict[str, list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        rows.setdefault(prompt, []).append(row)
+    return rows
+
+
+def _normalised(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    normalised: np.ndarray = (values - reference.mean()) / (reference.std() + TINY)
+    return normalised

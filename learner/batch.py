@@ -1,33 +1,12 @@
 """What the learner trains on: one batch as arrays."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-from torch import Tensor, nn
 
 from buffer.schema import tensors_of
-
-
-class TrainablePolicy(Protocol):
-    """What the update asks of a policy; `policy.policy.Policy` has it, and so does a test's one-parameter Gaussian."""
-
-    def encode(self, prompts: list[str]) -> Tensor: ...
-    def gaussian(
-        self, latents: Tensor, step_index: Tensor, prompt_embeds: Tensor, guidance_gradient: str = "full"
-    ) -> tuple[Tensor, Tensor]: ...
-    def log_prob(
-        self,
-        latents: Tensor,
-        next_latents: Tensor,
-        step_index: Tensor,
-        prompt_embeds: Tensor,
-        guidance_gradient: str = "full",
-    ) -> Tensor: ...
-    def base(self) -> Any: ...
-    def lora_parameters(self) -> dict[str, nn.Parameter]: ...
 
 
 @dataclass(frozen=True)
@@ -42,8 +21,8 @@ class Batch:
     parts: dict[str, np.ndarray]  # float32 [n]: each reward by itself, and the numbers that rewards store beside it
     ages: np.ndarray  # int32 [n], versions between sampling and training
     ages_in_flight: np.ndarray  # int32 [n], those of them that passed before the last score; the rest passed waiting
-    latents: np.ndarray  # float32 or float16 [n, T+1, C, H, W], x_T first
-    log_probs: np.ndarray  # float32 [n, T], of latents[:, i + 1] given latents[:, i]
+    latents: np.ndarray  # float32 or float16 [n, T+1, C, H, W], x_T first; of an objective on clean pictures the last
+    log_probs: np.ndarray  # float32 [n, T], of latents[:, i + 1] given latents[:, i]; T is 0 where only that is stored
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -52,12 +31,6 @@ class Batch:
     def num_steps(self) -> int:
         """T."""
         return self.log_probs.shape[1]
-
-    def first_steps(self, count: int | None) -> "Batch":
-        """The same trajectories without the steps after the first `count`; None leaves them whole."""
-        if count is None:
-            return self
-        return replace(self, latents=self.latents[:, : count + 1], log_probs=self.log_probs[:, :count])
 
     @property
     def dimensions(self) -> int:
@@ -84,7 +57,7 @@ def batch_of(number: int, table: pa.Table, rewards: Sequence[str]) -> Batch:
         ages=table["age"].to_numpy().astype(np.int32),
         ages_in_flight=table["age_in_flight"].to_numpy().astype(np.int32),
         latents=tensors["latents"],
-        log_probs=tensors["log_probs"],
+        log_probs=tensors.get("log_probs", np.empty((len(ids), 0), np.float32)),
     )
 
 

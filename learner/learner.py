@@ -1,4 +1,4 @@
-"""The learner: a policy, its optimizer, the per-prompt tracker, and the version they have reached."""
+"""The learner: a policy, its objective and optimizer, its advantages, and the version they have reached."""
 
 import dataclasses
 import json
@@ -13,11 +13,11 @@ from common.errors import UserError
 from conf.schema import Config
 from conf.settings import flatten, may_change
 from learner import recovery
-from learner.advantages import PerPromptTracker
 from learner.batch import Batch
 from learner.metrics import reward_metrics, update_metrics
 from learner.optimizer_state import load_optimizer_state, optimizer_state
 from learner.ranks import Ranks
+from learner.registry import make_advantage, make_objective
 from learner.update import Updater
 from policy import lora
 from policy.policy import Policy
@@ -40,8 +40,9 @@ class Learner:
         the same batches."""
         self.policy = policy
         self.config = config
-        self.updater = Updater(policy, config.learner, config.run.seed, decoupled(config), ranks)
-        self.tracker = PerPromptTracker(config.learner.tracker_size, config.learner.tracker_min_count)
+        self.objective = make_objective(config)
+        self.advantage = make_advantage(config)
+        self.updater = Updater(policy, self.objective, config.learner, ranks)
         self.optimizer_steps = 0  # taken since version 0
         self.metrics: dict[str, float] = {}  # of the batch trained last
         self.version = Version(0, lora.digest(policy.lora_state()))
@@ -64,15 +65,15 @@ class Learner:
             )
         halvings = self.updater.halvings
         clip = self.config.learner.advantage_clip
-        advantages = np.clip(self.tracker.advantages(batch.prompts, batch.rewards), -clip, clip)
+        advantages = np.clip(self.advantage(batch.prompts, batch.rewards), -clip, clip)
         base = self.updater.kl_to_base(batch)
-        trained = batch.first_steps(self.config.learner.train_steps)
-        steps = self.updater.train(trained, advantages)
+        steps = self.updater.train(batch, advantages)
         self.optimizer_steps += sum(step.taken for step in steps)
         self.version = Version(batch.number + 1, lora.digest(self.policy.lora_state()))
         metrics = {
-            **reward_metrics(batch, self.config.buffer.batch_size, self.tracker.stds()),
-            **update_metrics(trained, steps, base),
+            **reward_metrics(batch, self.config.buffer.batch_size, self.advantage.stds()),
+            **self.objective.metrics(batch, steps),
+            **update_metrics(steps, base),
             "lr": self.config.learner.lr,
             "optimizer_steps": float(self.optimizer_steps),
             "microbatch": float(self.updater.microbatch),
@@ -87,7 +88,7 @@ class Learner:
             version=self.version,
             lora=self.policy.lora_state(),
             optimizer=optimizer_state(self.updater.optimizer, self.updater.parameters),
-            tracker=self.tracker.state_dict(),
+            advantage=self.advantage.state_dict(),
             counters={
                 "optimizer_steps": self.optimizer_steps,
                 "non_finite_in_a_row": self.updater.non_finite_in_a_row,
@@ -113,7 +114,7 @@ class Learner:
                 )
         self.policy.load_lora_state(point.lora)
         load_optimizer_state(self.updater.optimizer, self.updater.parameters, point.optimizer)
-        self.tracker.load_state_dict(point.tracker)
+        self.advantage.load_state_dict(point.advantage)
         self.optimizer_steps = point.counters["optimizer_steps"]
         self.updater.non_finite_in_a_row = point.counters["non_finite_in_a_row"]
         self.metrics = point.metrics
@@ -128,9 +129,3 @@ class Learner:
         }
         plain: dict[str, Any] = json.loads(json.dumps(own))
         return plain
-
-
-def decoupled(config: Config) -> bool:
-    """Whether the objective is the decoupled one: as `learner.decoupled` says, or where data may be older than one
-    version."""
-    return config.buffer.max_staleness > 1 if config.learner.decoupled is None else config.learner.decoupled

@@ -1,12 +1,13 @@
 """What is measured of one batch, as plain numbers for the display, TensorBoard and metrics.jsonl."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from learner.batch import Batch
-from learner.update import BaseKL, StepResult
+from learner.objectives.objective import StepResult
+from learner.update import BaseKL
 
 CLIP_GROUPS = 10  # curves of the clip fraction, at most
 
@@ -31,29 +32,42 @@ def reward_metrics(batch: Batch, batch_size: int, prompt_stds: dict[str, float])
     return metrics
 
 
-def update_metrics(batch: Batch, steps: Sequence[StepResult], base: BaseKL) -> dict[str, float]:
-    """Of the update. A number that cannot be given (a gap where no row is of age 0; not finite) is left out."""
+def update_metrics(steps: Sequence[StepResult], base: BaseKL | None) -> dict[str, float]:
+    """Of the update, whatever the objective."""
+    taken = [step for step in steps if step.taken]
+    metrics = {
+        "loss": _mean([step.loss for step in taken]),
+        "grad_norm": _mean([step.grad_norm for step in taken]),
+        "non_finite_steps": float(len(steps) - len(taken)),
+    }
+    if base is not None:
+        metrics |= {"kl/base": base.trajectory, "kl/base_per_dimension": base.dimension}
+    return finite(metrics)
+
+
+def policy_gradient_metrics(batch: Batch, steps: Sequence[StepResult]) -> dict[str, float]:
+    """Of ratios and what was clipped. A number that cannot be given (a gap where no row is of age 0) is left out."""
     first = steps[0]  # its pairs were seen before the batch's first update
+    log_ratio = first.measured["log_ratio"]
     fresh = batch.ages[first.pairs.rows] == 0
     taken = [step for step in steps if step.taken]
-    approx_kl = _mean([step.approx_kl.mean(dtype=np.float64) for step in taken])
+    approx_kl = _mean([step.measured["approx_kl"].mean(dtype=np.float64) for step in taken])
     metrics = {
-        "ratio/mean": float(np.exp(first.log_ratio, dtype=np.float64).mean()),
-        "ratio/gap": float(np.abs(first.log_ratio[fresh]).max()) if fresh.any() else math.nan,
-        "ratio/max_abs_log": float(np.abs(first.log_ratio).max()),
-        "ratio/max_abs_log_true": float(np.abs(first.log_ratio).max()) * batch.dimensions,
-        "ess/step": effective_sample_size(batch.dimensions * first.log_ratio.astype(np.float64)),
+        "ratio/mean": float(np.exp(log_ratio, dtype=np.float64).mean()),
+        "ratio/gap": float(np.abs(log_ratio[fresh]).max()) if fresh.any() else math.nan,
+        "ratio/max_abs_log": float(np.abs(log_ratio).max()),
+        "ratio/max_abs_log_true": float(np.abs(log_ratio).max()) * batch.dimensions,
+        "ess/step": effective_sample_size(batch.dimensions * log_ratio.astype(np.float64)),
         "ess/trajectory": effective_sample_size(batch.dimensions * _sum_by_row(first)),
-        "loss": _mean([step.loss for step in taken]),
-        "clip_fraction": _mean([step.clipped.mean() for step in taken]),
+        "clip_fraction": _mean([step.measured["clipped"].mean() for step in taken]),
         "kl/step": approx_kl,
         "kl/step_true": approx_kl * batch.dimensions**2,
-        "grad_norm": _mean([step.grad_norm for step in taken]),
-        "kl/base": base.trajectory,
-        "kl/base_per_dimension": base.dimension,
-        "non_finite_steps": float(len(steps) - len(taken)),
-        **_clip_fractions(batch.num_steps, taken),
+        **_clip_fractions(steps, taken),
     }
+    return finite(metrics)
+
+
+def finite(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
@@ -66,14 +80,15 @@ def effective_sample_size(log_weights: np.ndarray) -> float:
 def _sum_by_row(step: StepResult) -> np.ndarray:
     """float64 [trajectories of the optimizer step]: log-ratios summed over timesteps, all of which are in the step."""
     rows, places = np.unique(step.pairs.rows, return_inverse=True)
-    return np.bincount(places, step.log_ratio.astype(np.float64), len(rows))
+    return np.bincount(places, step.measured["log_ratio"].astype(np.float64), len(rows))
 
 
-def _clip_fractions(num_steps: int, steps: Sequence[StepResult]) -> dict[str, float]:
-    """Share of pairs clipped at each denoising step, 0 the first; where there are more than ten, at a tenth of them."""
-    groups = np.array_split(np.arange(num_steps), min(num_steps, CLIP_GROUPS))
-    at = np.concatenate([step.pairs.steps for step in steps]) if steps else np.empty(0)
-    clipped = np.concatenate([step.clipped for step in steps]) if steps else np.empty(0)
+def _clip_fractions(steps: Sequence[StepResult], taken: Sequence[StepResult]) -> dict[str, float]:
+    """Share of pairs clipped at each trained step, 0 the first; where there are more than ten, at a tenth of them."""
+    count = 1 + max(int(step.pairs.steps.max()) for step in steps)
+    groups = np.array_split(np.arange(count), min(count, CLIP_GROUPS))
+    at = np.concatenate([step.pairs.steps for step in taken]) if taken else np.empty(0)
+    clipped = np.concatenate([step.measured["clipped"] for step in taken]) if taken else np.empty(0)
     names = [f"{group[0]:02d}" if len(group) == 1 else f"{group[0]:02d}-{group[-1]:02d}" for group in groups]
     return {
         f"clip_fraction/step_{name}": _mean(clipped[np.isin(at, group)])

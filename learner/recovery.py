@@ -2,7 +2,7 @@
 
     <folder>/pytorch_lora_weights.safetensors   as diffusers saves it: pipe.load_lora_weights(folder) reads it
     <folder>/optimizer.safetensors              AdamW's moments and step count of each LoRA weight, by name
-    <folder>/state.json                         version, per-prompt tracker, counters, settings, digests of the two
+    <folder>/state.json                         version, state of the advantages, counters, settings, digests of the two
 
 It holds no state of a random generator because there is none: every random number follows from (seed, batch).
 
@@ -42,7 +42,7 @@ class RecoveryPoint:
     version: Version
     lora: dict[str, Tensor]  # float32, by name
     optimizer: dict[str, Tensor]  # "<name>.exp_avg", "<name>.exp_avg_sq", "<name>.step"; empty before the first step
-    tracker: dict[str, list[float]]  # remembered rewards by prompt
+    advantage: dict[str, Any]  # remembered rewards by prompt, or whatever it keeps
     counters: dict[str, int]
     settings: dict[str, Any]  # what the weights are of; a learner with others does not go on from them
     metrics: dict[str, float]  # of the batch that led here: kept with it, so that no death loses or doubles a row
@@ -64,7 +64,7 @@ def write(folder: Path, point: RecoveryPoint, policy: Policy) -> None:
                 save_file(point.optimizer, temporary / OPTIMIZER)
             body = {
                 "version": point.version,
-                "tracker": point.tracker,
+                "advantage": point.advantage,
                 "counters": point.counters,
                 "settings": point.settings,
                 "metrics": point.metrics,
@@ -96,7 +96,7 @@ def read(folder: Path, version: Version) -> RecoveryPoint:
         version=version,
         lora=read_lora(folder, version),
         optimizer=load_file(folder / OPTIMIZER),
-        tracker=body["tracker"],
+        advantage=body["advantage"],
         counters=body["counters"],
         settings=body["settings"],
         metrics=body["metrics"],

@@ -1,7 +1,7 @@
 """LoRA (Hu et al. 2021) on the denoising network: injection, weights by name, digest, and diffusers' file format.
 
 A LoRA state is a dict from peft's names ("mid_block.attentions.0. ... .to_q.lora_A.weight") to tensors. In the file
-of `save_lora_weights` each name has the prefix "unet.".
+of `save_lora_weights` each name has the family's prefix, "unet." or "transformer.".
 """
 
 import hashlib
@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
 from peft import LoraConfig as PeftLoraConfig
 from peft import inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from conf.schema import LoraConfig
+from policy.family import Family
 from policy.lora_file import Layer
 from policy.source import WEIGHT_NAME
 
@@ -87,21 +87,19 @@ def digest(state: Mapping[str, Tensor]) -> str:
     return sha.hexdigest()[:16]
 
 
-def save(state: Mapping[str, Tensor], folder: Path, config: LoraConfig) -> None:
+def save(state: Mapping[str, Tensor], folder: Path, config: LoraConfig, family: Family | type[Family]) -> None:
     """Writes `folder`/pytorch_lora_weights.safetensors as diffusers does: every bit of `state`, with rank and alpha.
 
     `pipe.load_lora_weights(folder)` in any program with diffusers reads it.
     """
     metadata = _peft_config(config).to_dict()
     metadata["target_modules"] = list(config.targets)  # peft has a set, which would be in another order each time
-    StableDiffusionPipeline.save_lora_weights(
-        folder,
-        unet_lora_layers={name: tensor.detach().cpu() for name, tensor in state.items()},
-        unet_lora_adapter_metadata=metadata,
-    )
+    layers = {name: tensor.detach().cpu() for name, tensor in state.items()}
+    parts = {f"{family.prefix}_lora_layers": layers, f"{family.prefix}_lora_adapter_metadata": metadata}
+    family.pipeline.save_lora_weights(folder, **parts)
 
 
-def export(state: Mapping[str, Tensor], folder: Path, config: LoraConfig) -> None:
+def export(state: Mapping[str, Tensor], folder: Path, config: LoraConfig, family: Family | type[Family]) -> None:
     """Writes the same function as `save`, for other programs: alpha is the rank, and alpha / rank a factor in B.
 
     Programs that do not read diffusers' metadata take alpha = rank, and would draw another strength without a word. A
@@ -109,7 +107,7 @@ def export(state: Mapping[str, Tensor], folder: Path, config: LoraConfig) -> Non
     """
     scale = config.alpha / config.rank
     folded = {name: _times(tensor, scale) if ".lora_B." in name else tensor for name, tensor in state.items()}
-    save(folded, folder, replace(config, alpha=float(config.rank)))
+    save(folded, folder, replace(config, alpha=float(config.rank)), family)
 
 
 def read_own(folder: Path) -> dict[str, Tensor]:
@@ -122,7 +120,7 @@ def read_own(folder: Path) -> dict[str, Tensor]:
             f"The run's own LoRA {file} is missing or damaged ({' '.join(str(error).split())[:150]}); put back a copy "
             f"of {folder}, or start a new run under another run.name."
         ) from error
-    return {name.removeprefix("unet."): tensor for name, tensor in tensors.items()}
+    return {name.partition(".")[2]: tensor for name, tensor in tensors.items()}  # without the family's prefix
 
 
 def start_from(layers: Mapping[str, Layer], network: nn.Module, config: LoraConfig, source: str) -> None:

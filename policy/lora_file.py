@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import convert_unet_state_dict_to_peft
 from diffusers.utils import logging as diffusers_logging
 from peft import LoraConfig as PeftLoraConfig
@@ -25,19 +24,20 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from common.errors import UserError
+from policy.family import Family
 from policy.source import WEIGHT_NAME, no_lora
 
 SUFFIX = ".safetensors"
 NO_LORA = "scheduler|optimizer|checkpoint"  # in names of files that diffusers passes over
 ADAPTER = "file"
-UNET, PEFT = "unet.", "base_model.model."  # what diffusers and peft put before each name
+PEFT = "base_model.model."  # what peft puts before each name
 WEIGHT = re.compile(r"\.lora_[AB]\.weight$")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
-# What a tensor's name says of a file that is no plain LoRA of a UNet.
+NETWORKS = {"unet": "UNet", "transformer": "transformer"}  # by their prefix, for sentences
+# What a tensor's name says of a file that is no plain LoRA.
 KINDS = {
     "a LoRA on a text encoder": r"^(text_encoder|lora_te)",
-    "a LoRA on a transformer": r"^transformer\.",
     "a DoRA": r"dora_scale|lora_magnitude_vector",
     "a LoHa": r"hada_",
     "a LoKr": r"lokr_",
@@ -69,12 +69,12 @@ class Layer:
     scale: float
 
 
-def read(path: Path, network: UNet2DConditionModel, source: str) -> dict[str, Layer]:
+def read(path: Path, network: Any, source: str, family: Family | type[Family]) -> dict[str, Layer]:
     """The LoRA at `path`, a file or a folder that holds one, by names of the layers of `network`.
 
     network: the model's architecture with any weights; it is left with the file's LoRA in it, fit for nothing else.
     source: how sentences name the file to who gave it, "model.lora.init_from=my_lora".
-    Raises UserError for what cannot be read, or is not a plain LoRA on this UNet.
+    Raises UserError for what cannot be read, or is not a plain LoRA on this network.
     """
     file = _find(path, source)
     try:
@@ -83,11 +83,11 @@ def read(path: Path, network: UNet2DConditionModel, source: str) -> dict[str, La
     except ERRORS as error:
         raise UserError(f"{source} cannot be read ({_short(error)}); give a .safetensors file of a LoRA.") from error
     if not names:
-        raise UserError(f"{source} holds nothing; give a LoRA on the UNet.")
-    _refuse_other_kinds(names, source)
+        raise UserError(f"{source} holds nothing; give a LoRA on the {NETWORKS[family.prefix]}.")
+    _refuse_other_kinds(names, source, family.prefix)
     try:
         with _quiet():
-            layers = _as_diffusers_does(file, network, source)
+            layers = _as_diffusers_does(file, network, source, family)
     except ERRORS as error:
         raise UserError(
             f"{source} cannot be read by diffusers ({_short(error)}); give a LoRA that it loads with this model."
@@ -98,37 +98,38 @@ def read(path: Path, network: UNet2DConditionModel, source: str) -> dict[str, La
     return layers
 
 
-def _as_diffusers_does(file: Path, network: UNet2DConditionModel, source: str) -> dict[str, Layer]:
+def _as_diffusers_does(file: Path, network: Any, source: str, family: Family | type[Family]) -> dict[str, Layer]:
     """`pipe.load_lora_weights`; names without a prefix are read by `pipe.unet.load_lora_adapter(file, prefix=None)`."""
-    state, alphas, metadata = StableDiffusionPipeline.lora_state_dict(
+    own, noun = f"{family.prefix}.", NETWORKS[family.prefix]
+    state, alphas, metadata = family.pipeline.lora_state_dict(
         str(file.parent),
         weight_name=file.name,
         use_safetensors=True,
         local_files_only=True,
         return_lora_metadata=True,
     )
-    prefix = next((start for start in (UNET, PEFT) if any(name.startswith(start) for name in state)), "")
+    prefix = next((start for start in (own, PEFT) if any(name.startswith(start) for name in state)), "")
     if prefix == PEFT:
         metadata = _settings_beside(file, source)
     elif metadata is not None:
         metadata = {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
-    _refuse_strange([name for name in state if not name.startswith(prefix)], source)
+    _refuse_strange([name for name in state if not name.startswith(prefix)], source, noun)
     state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     if "lora_A" not in next(iter(state)):
         state = convert_unet_state_dict_to_peft(state)  # files of older diffusers, and kohya's
-    _refuse_strange([name for name in state if not WEIGHT.search(name)], source)
+    _refuse_strange([name for name in state if not WEIGHT.search(name)], source, noun)
     adapted = {name.rpartition(".lora_")[0] for name in state}
     if foreign := sorted(adapted - {name for name, _ in network.named_modules()}):
         raise UserError(
-            f"{source} adapts {_cut(foreign[0])}, which the UNet of model.path does not have; give a LoRA that was "
+            f"{source} adapts {_cut(foreign[0])}, which the {noun} of model.path does not have; give a LoRA that was "
             "trained on this model."
         )
     if metadata is not None:
         _refuse_unusual_settings(metadata, source)
-        metadata = {UNET + key: value for key, value in metadata.items()}
+        metadata = {own + key: value for key, value in metadata.items()}
     network.load_lora_adapter(
-        {UNET + name: tensor for name, tensor in state.items()},
-        prefix=UNET.rstrip("."),
+        {own + name: tensor for name, tensor in state.items()},
+        prefix=family.prefix,
         network_alphas=alphas,
         metadata=metadata,
         adapter_name=ADAPTER,
@@ -183,19 +184,20 @@ def _settings_beside(file: Path, source: str) -> dict[str, Any]:
     return settings
 
 
-def _refuse_other_kinds(names: list[str], source: str) -> None:
-    for kind, pattern in KINDS.items():
+def _refuse_other_kinds(names: list[str], source: str, own: str) -> None:
+    others = {f"a LoRA on a {noun}": rf"^{prefix}\." for prefix, noun in NETWORKS.items() if prefix != own}
+    for kind, pattern in (KINDS | others).items():
         if found := sorted(name for name in names if re.search(pattern, name)):
             raise UserError(
-                f"{source} holds {kind} ({_cut(found[0])}), but a run starts from a plain LoRA on the UNet alone; give "
+                f"{source} holds {kind} ({_cut(found[0])}), but a run starts from a plain LoRA on the {NETWORKS[own]} alone; give "
                 "one that is, or leave model.lora.init_from out."
             )
 
 
-def _refuse_strange(names: list[str], source: str) -> None:
+def _refuse_strange(names: list[str], source: str, noun: str) -> None:
     if names:
         raise UserError(
-            f"{source} holds {_cut(min(names))!r}, which is no LoRA weight of a UNet that diffusers knows; give a LoRA "
+            f"{source} holds {_cut(min(names))!r}, which is no LoRA weight of a {noun} that diffusers knows; give a LoRA "
             "that pipe.load_lora_weights takes whole."
         )
 

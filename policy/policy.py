@@ -1,8 +1,10 @@
 """The diffusion model as a policy: samplers and learner hold one each, and call the same function for log-probs."""
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +14,9 @@ from common.errors import UserError
 from common.precision import exact_float32
 from conf.schema import DType, LoraConfig, ModelConfig, SamplingConfig
 from policy import gaussian, lora, lora_file
-from policy.stable_diffusion import StableDiffusion, without_weights
+from policy.family import Conditioning, Family
+from policy.prompt_cache import PromptCache
+from policy.source import family_of
 
 DECODED_PIXELS = 2**20  # pictures are decoded by the megapixel, so that the float32 VAE's memory stays bounded
 
@@ -24,14 +28,15 @@ class Policy:
     model.dtype is).
     """
 
-    def __init__(self, family: StableDiffusion, lora_config: LoraConfig, sampling: SamplingConfig, device: str) -> None:
+    def __init__(self, family: Family, lora_config: LoraConfig, sampling: SamplingConfig, device: str) -> None:
         self.family = family
         self.lora_config = lora_config
         self.guidance = sampling.guidance
+        self.schedule = family.schedule(sampling).to(device)  # the Gaussians of the T steps
         self.latents_dtype: torch.dtype = getattr(torch, sampling.latents_dtype)
         self.arithmetic = torch.promote_types(family.network.dtype, torch.float32)
         self.device = device
-        self._prompts: dict[str, Tensor] = {}  # on the CPU: a run may have many
+        self.prompts = PromptCache(lambda prompts: family.encode(prompts))
         self._gradient_scale = 1.0
 
     @classmethod
@@ -44,10 +49,10 @@ class Policy:
         trainable: bool,
         gradient_checkpointing: bool = False,
     ) -> "Policy":
-        """Reads the model, injects LoRA: A from `seed`, B zero, or both from model.lora.init_from.
+        """Reads the model, adds LoRA: A from `seed`, B zero, or both from model.lora.init_from.
 
-        trainable: LoRA parameters require gradients (the learner); otherwise nothing does (a sampler).
-        gradient_checkpointing: recompute the UNet's blocks in the backward pass instead of keeping activations.
+        trainable: LoRA parameters require gradients (the learner); otherwise nothing does, and it decodes (a sampler).
+        gradient_checkpointing: recompute the network's blocks in the backward pass instead of keeping activations.
         Raises UserError for everything that the user can mend.
         """
         if sampling.latents_dtype == DType.bfloat16:
@@ -61,7 +66,7 @@ class Policy:
             )
         if device.startswith("cuda"):
             exact_float32()  # whatever the network's dtype: the VAE beside it is float32
-        family = StableDiffusion.load(model, sampling, device)
+        family = family_of(model).load(model, device, decodes=not trainable)
         policy = cls(family, model.lora, sampling, device)
         lora.inject(family.network, model.lora, seed, policy.arithmetic)
         if model.lora.init_from is not None:
@@ -74,20 +79,17 @@ class Policy:
             policy._keep_gradients_in_float16_range()
         return policy
 
-    @property
-    def schedule(self) -> gaussian.Schedule:
-        """The Gaussians of the T steps, on the policy's device."""
-        return self.family.schedule
+    def with_sampling(self, sampling: SamplingConfig) -> "Policy":
+        """The same network, LoRA and prompts, with other steps or another guidance. Raises UserError as `load` does."""
+        other = copy.copy(self)
+        other.guidance = sampling.guidance
+        other.schedule = self.family.schedule(sampling).to(self.device)
+        return other
 
     @property
     def num_steps(self) -> int:
         """T."""
         return len(self.schedule)
-
-    @property
-    def timesteps(self) -> np.ndarray:
-        """int32 [T], as they are stored."""
-        return self.schedule.timesteps.cpu().numpy().astype(np.int32)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -99,47 +101,52 @@ class Policy:
         """(height, width) in pixels."""
         return self.family.image_size
 
-    def encode(self, prompts: Sequence[str]) -> Tensor:
-        """Embeddings [B, L, D] of `prompts`, on the policy's device; computed once a prompt.
-
-        One prompt at a time, so that its embedding's last bits do not depend on what was encoded with it.
-        """
-        for prompt in prompts:
-            if prompt not in self._prompts:
-                self._prompts[prompt] = self.family.encode(prompt).cpu()
-        return torch.stack([self._prompts[prompt] for prompt in prompts]).to(self.device)
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """What the network is told of B prompts: parts [B, ...] on the policy's device."""
+        each = self.prompts(prompts)
+        return tuple(torch.stack(parts).to(self.device) for parts in zip(*each, strict=True))
 
     def gaussian(
-        self, latents: Tensor, step_index: Tensor, prompt_embeds: Tensor, guidance_gradient: str = "full"
+        self, latents: Tensor, step_index: Tensor, conditioning: Conditioning, guidance_gradient: str = "full"
     ) -> tuple[Tensor, Tensor]:
         """Mean [n,C,H,W] and std [n,1,1,1] of p(x_next | x, prompt), differentiable in the LoRA parameters.
 
-        latents: [n,C,H,W], x of each row; step_index: int64 [n], 0..T-1, each row its own; prompt_embeds: [n,L,D].
+        latents: [n,C,H,W], x of each row; step_index: int64 [n], 0..T-1, each row its own; conditioning: of n prompts.
         guidance_gradient: "conditional" keeps the gradient out of guidance's unconditional half; values are the same.
         """
         x = latents.to(self.device, self.arithmetic)
         step_index = step_index.to(self.device)
-        output = self.family.predict(x, step_index, prompt_embeds).to(self.arithmetic)
-        if self.guidance != 1:
+        output = self.predict(x, self.schedule.timesteps[step_index], conditioning, guidance_gradient)
+        return gaussian.step(self.schedule, x, output, step_index)
+
+    def predict(
+        self, x: Tensor, timesteps: Tensor, conditioning: Conditioning, guidance_gradient: str = "full"
+    ) -> Tensor:
+        """The guided output of the network [n,C,H,W], in the dtype of the policy's arithmetic.
+
+        x: [n,C,H,W]; timesteps: [n], as the network is told them; both on the policy's device.
+        """
+        output = self.family.predict(x, timesteps, conditioning).to(self.arithmetic)
+        if self.guidance != 1 and self.family.unconditional is not None:
             # Two passes of n rows, not one of 2n: the numbers are then the same whichever half needs a gradient.
             with torch.no_grad() if guidance_gradient == "conditional" else nullcontext():
-                empty = self.encode([""]).expand(len(x), -1, -1)
-                unconditional = self.family.predict(x, step_index, empty).to(self.arithmetic)
+                of_none = tuple(part.expand(len(x), *part.shape) for part in self.family.unconditional)
+                unconditional = self.family.predict(x, timesteps, of_none).to(self.arithmetic)
             output = unconditional + self.guidance * (output - unconditional)
         if self._gradient_scale != 1 and output.requires_grad:
             output.register_hook(lambda gradient: gradient * self._gradient_scale)
-        return gaussian.step(self.schedule, x, output, step_index)
+        return output
 
     def log_prob(
         self,
         latents: Tensor,
         next_latents: Tensor,
         step_index: Tensor,
-        prompt_embeds: Tensor,
+        conditioning: Conditioning,
         guidance_gradient: str = "full",
     ) -> Tensor:
         """log p(next_latents | latents, prompt) [n] as a mean over C,H,W, float32; other arguments as in `gaussian`."""
-        mean, std = self.gaussian(latents, step_index, prompt_embeds, guidance_gradient)
+        mean, std = self.gaussian(latents, step_index, conditioning, guidance_gradient)
         return gaussian.log_prob(next_latents.to(mean), mean, std)
 
     @torch.no_grad()
@@ -173,12 +180,12 @@ class Policy:
 
         source: how a sentence names it. Raises UserError if it cannot be read, or is not what this run could train on.
         """
-        network = without_weights(self.family.network.config, self.arithmetic)
-        lora.start_from(lora_file.read(path, network, source), self.family.network, self.lora_config, source)
+        layers = lora_file.read(path, _without_weights(self.family.network), source, self.family)
+        lora.start_from(layers, self.family.network, self.lora_config, source)
 
     def save_lora(self, folder: Path) -> None:
         """Writes the LoRA as diffusers does, every bit, with its rank and alpha."""
-        lora.save(self.lora_state(), folder, self.lora_config)
+        lora.save(self.lora_state(), folder, self.lora_config, self.family)
 
     def _keep_gradients_in_float16_range(self) -> None:
         """Backward through a float16 network loses gradients below 6e-8, and those of a mean over C*H*W dimensions and
@@ -190,3 +197,10 @@ class Policy:
         self._gradient_scale = 128.0 * 2.0 ** (int(np.prod(self.latent_shape)) - 1).bit_length()
         for parameter in self.lora_parameters().values():
             parameter.register_hook(lambda gradient: gradient / self._gradient_scale)
+
+
+def _without_weights(network: Any) -> Any:
+    """The same layers, without LoRA, with any numbers in them: on the CPU."""
+    with torch.device("meta"):
+        bare = type(network).from_config(network.config)
+    return bare.to_empty(device="cpu")

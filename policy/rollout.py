@@ -19,7 +19,7 @@ class Rollout:
     """B finished trajectories; log_probs[b, i] is that of latents[b, i + 1] given latents[b, i]."""
 
     latents: np.ndarray  # [B, T+1, C, H, W], x_T first, in sampling.latents_dtype
-    timesteps: np.ndarray  # int32 [B, T]
+    timesteps: np.ndarray  # int32 or float32 [B, T], as the network was told them
     log_probs: np.ndarray  # float32 [B, T], mean over C,H,W, of the latents as stored (float64 if model.dtype is)
     images: np.ndarray  # uint8 [B, height, width, 3]
 
@@ -58,10 +58,14 @@ def rollout(policy: Policy, prompts: Sequence[str], seeds: Sequence[int]) -> Rol
     _refuse_non_finite(probabilities, prompts, seeds)
     return Rollout(
         latents=torch.stack(latents, dim=1).to("cpu", policy.latents_dtype).numpy(),
-        timesteps=np.tile(policy.timesteps, (len(seeds), 1)),
+        timesteps=np.tile(_stored(policy.schedule.timesteps), (len(seeds), 1)),
         log_probs=probabilities.numpy(),
         images=policy.decode(x),
     )
+
+
+def _stored(timesteps: torch.Tensor) -> np.ndarray:
+    return timesteps.to("cpu", torch.float32 if timesteps.is_floating_point() else torch.int32).numpy()
 
 
 def _refuse_non_finite(log_probs: torch.Tensor, prompts: Sequence[str], seeds: Sequence[int]) -> None:

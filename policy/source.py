@@ -1,25 +1,53 @@
 """What can be said about a model before a single weight is read: is it there, is it of a known family, is it safe.
 
-`check_model` is called before a cluster starts, so it imports no torch.
+`check_model` is called before anything heavy is imported, so this file imports no torch.
 """
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from common.blame import is_the_workers
+from common.doors import Door
 from common.errors import UserError
 from conf.schema import LoraConfig, ModelConfig
 
-# model_index.json's _class_name of the families in policy/, and the files that hold each part's weights
-WEIGHT_FILES = {
-    "StableDiffusionPipeline": {
-        "unet": "diffusion_pytorch_model",
-        "vae": "diffusion_pytorch_model",
-        "text_encoder": "model",
-    }
+if TYPE_CHECKING:
+    from policy.family import Family
+
+MODEL_FILE = "diffusion_pytorch_model"  # as diffusers names a model's weights
+# By the _class_name in model_index.json.
+FAMILIES = Door(
+    built_in={"StableDiffusionPipeline": "policy.families.stable_diffusion:StableDiffusion"},
+    example="my_family:MyFamily",
+    method="load(model, device, decodes)",
+)
+
+
+@dataclass(frozen=True)
+class BuiltIn:
+    """What is known of a family in policy/families/ without importing it."""
+
+    weight_files: Mapping[str, str]  # of each part of the pipeline, without suffix
+    drawing: str  # a program that draws one of a run's pictures with its LoRA
+
+
+BUILT_IN = {
+    "StableDiffusionPipeline": BuiltIn(
+        weight_files={"unet": MODEL_FILE, "vae": MODEL_FILE, "text_encoder": "model"},
+        drawing="""import torch
+from diffusers import DDIMScheduler, DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained({model.path!r}, torch_dtype=torch.{model.dtype})
+pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+pipe.load_lora_weights({lora!r})
+generator = torch.Generator().manual_seed({seed})
+image = pipe({prompt!r}, num_inference_steps={sampling.steps}, guidance_scale={sampling.guidance:g},
+             eta={sampling.eta:g}, generator=generator).images[0]""",
+    )
 }
 WEIGHT_NAME = "pytorch_lora_weights.safetensors"  # as diffusers names it
 T = TypeVar("T")
@@ -30,30 +58,51 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 def check_model(model: ModelConfig) -> None:
     """Raises UserError if `model.path` is a folder that cannot be loaded, or not a hub repository within reach.
 
-    Of a hub repository only model_index.json is fetched, a few hundred bytes.
+    Of a hub repository only model_index.json is fetched, a few hundred bytes. With model.family, a user's own class
+    says what its folder has to hold.
     """
     check_lora_is_there(model.lora)
+    if model.family is not None:
+        FAMILIES.locate(f"model.family={model.family}", model.family)
+        return
+    name = class_name(model)
+    if name not in BUILT_IN:
+        raise UserError(
+            f"model.path={model.path} is a {name}, but the families here are {', '.join(BUILT_IN)}; choose such a "
+            "model, or give a family of your own as model.family=module:Class."
+        )
+    if (path := Path(model.path)).is_dir():
+        for part, stem in BUILT_IN[name].weight_files.items():
+            _check_weights(path / part, stem, model)
+
+
+def family_of(model: ModelConfig) -> "type[Family]":
+    """The class that knows the model. It imports torch and diffusers."""
+    path = model.family or class_name(model)
+    found: type[Family] = FAMILIES.find(f"model.family={path}", path)
+    return found
+
+
+def class_name(model: ModelConfig) -> str:
+    """What model_index.json calls the pipeline. Raises UserError if there is no such file."""
     path = Path(model.path)
+    index = path / "model_index.json"
     if not path.is_dir():
         if path.exists() or not HUB_ID.fullmatch(model.path):
             raise UserError(
                 f"model.path={model.path} is not a folder; give that of a diffusers pipeline, or a hub id such as "
                 "stable-diffusion-v1-5/stable-diffusion-v1-5."
             )
-        check_family(json.loads(_fetch_index(model).read_text(encoding="utf-8")), model.path)
-        return
-    index = path / "model_index.json"
-    if not index.is_file():
+        index = _fetch_index(model)
+    elif not index.is_file():
         raise UserError(f"model.path={model.path} has no model_index.json; give the folder of a diffusers pipeline.")
     try:
-        index_config = json.loads(index.read_text(encoding="utf-8"))
+        settings = json.loads(index.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{index} is not valid JSON ({error}); download or save the pipeline again.") from error
-    if not isinstance(index_config, dict):
+    if not isinstance(settings, dict):
         raise UserError(f"{index} holds no settings; download or save the pipeline again.")
-    family = check_family(index_config, model.path)
-    for part, stem in WEIGHT_FILES[family].items():
-        _check_weights(path / part, stem, model)
+    return str(settings.get("_class_name"))
 
 
 def check_lora_is_there(lora: LoraConfig) -> None:
@@ -78,16 +127,6 @@ def _fetch_index(model: ModelConfig) -> Path:
             f"model.path={model.path} is no folder here, and as a hub id it cannot be read ({reason}); "
             "check the name, the network, or give the folder of a diffusers pipeline."
         ) from error
-
-
-def check_family(index_config: dict[str, object], path: str) -> str:
-    """The pipeline's class name, from its model_index.json. Raises UserError if no family in policy/ knows it."""
-    name = str(index_config.get("_class_name"))
-    if name not in WEIGHT_FILES:
-        raise UserError(
-            f"model.path={path} is a {name}, but this policy knows {', '.join(WEIGHT_FILES)}; choose such a model."
-        )
-    return name
 
 
 def _check_weights(folder: Path, stem: str, model: ModelConfig) -> None:

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from buffer.run_folder import RunFolder
+from common.errors import UserError
 from common.machine import describe, machine_info
 from conf.schema import Config, RewardConfig
 from conf.settings import flatten
 from evaluation.summary import Comparison, by_prompt, compare_tables, curve, reward_names
+from policy.source import BUILT_IN, class_name
 from report.svg import Curve, chart, number
 
 # Curves with a title and a sentence of their own; the other keys of the metrics follow, folded away.
@@ -165,16 +167,12 @@ def usage(run: RunFolder, run_dir: Path) -> str:
     if run.evaluations:
         rows = run.evaluations[max(run.evaluations)]
         prompt, seed = rows["prompt"][0].as_py(), rows["seed"][0].as_py()
-    sampling = run.config.sampling
-    code = f"""import torch
-from diffusers import DDIMScheduler, DiffusionPipeline
-
-pipe = DiffusionPipeline.from_pretrained({run.config.model.path!r}, torch_dtype=torch.{run.config.model.dtype})
-pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
-pipe.load_lora_weights({str(run_dir / "lora")!r})
-generator = torch.Generator().manual_seed({seed})
-image = pipe({prompt!r}, num_inference_steps={sampling.steps}, guidance_scale={sampling.guidance:g},
-             eta={sampling.eta:g}, generator=generator).images[0]"""
+    lora = str(run_dir / "lora")
+    try:
+        drawing = BUILT_IN[run.config.model.family or class_name(run.config.model)].drawing
+    except (UserError, KeyError):  # the model is elsewhere, or of a family of the user's own
+        return f"<section><h2>Use it</h2><p>The LoRA that the run left: {html.escape(lora)}</p></section>"
+    code = drawing.format(model=run.config.model, sampling=run.config.sampling, lora=lora, prompt=prompt, seed=seed)
     sentence = "This draws one of the evaluation's pictures with the LoRA that the run left:"
     return f"<section><h2>Use it</h2><p>{sentence}</p><pre>{html.escape(code)}</pre></section>"
 

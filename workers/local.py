@@ -63,7 +63,8 @@ def run(config: Config, prompts: Sequence[str]) -> Path:
         closing.callback(publisher.close)
         clocks = {"learner-0.0": Clock(), "sampler-0.0": Clock()} | {f"reward-{r.name}-0.0": Clock() for r in rewards}
         trainer = Trainer("learner-0.0", learner, buffer, run_dir, clocks["learner-0.0"])
-        sampler = Sampler("sampler-0.0", policy, buffer, lambda weights: weights, clocks["sampler-0.0"])
+        needs = learner.objective.needs
+        sampler = Sampler("sampler-0.0", policy, needs, buffer, lambda weights: weights, clocks["sampler-0.0"])
         workers: list[tuple[Sampler | Scorer | Trainer, int]] = [(sampler, config.samplers.threads)]
         for reward in rewards:
             name, own = f"reward-{reward.name}-0.0", config.rewards[reward.name]
@@ -71,6 +72,7 @@ def run(config: Config, prompts: Sequence[str]) -> Path:
         workers.append((trainer, config.learner.threads))
 
         trainer.begin()
+        sampler.begin()
         while not buffer.finished:
             publisher.step(buffer.news())
             found_work = []

@@ -19,6 +19,7 @@ from conf.schema import Config
 from learner import recovery
 from monitoring.metrics import MetricsLog
 from policy import lora
+from policy.source import family_of
 from report.grids import cells, save_grid
 
 
@@ -69,7 +70,7 @@ class Publisher:
         temporary = folder / "writing.tmp"
         weights = recovery.read_lora(self.run_dir / recovery_point, version)
         with recovery.operating_system_errors():
-            lora.export(weights, temporary, self.config.model.lora)
+            lora.export(weights, temporary, self.config.model.lora, family_of(self.config.model))
         (temporary / lora.WEIGHT_NAME).replace(folder / lora.WEIGHT_NAME)
         temporary.rmdir()
 

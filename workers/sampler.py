@@ -10,6 +10,7 @@ from buffer.protocol import Buffer
 from buffer.schema import rollout_table
 from common.blame import describe, is_the_workers
 from common.clock import Clock
+from learner.objectives.objective import Needs
 from policy.policy import Policy
 from policy.rollout import NonFinite, rollout
 
@@ -18,15 +19,26 @@ class Sampler:
     """Call `step` again and again."""
 
     def __init__(
-        self, name: str, policy: Policy, buffer: Buffer, fetch: Callable[[Any], Mapping[str, Tensor]], clock: Clock
+        self,
+        name: str,
+        policy: Policy,
+        needs: Needs,
+        buffer: Buffer,
+        fetch: Callable[[Any], Mapping[str, Tensor]],
+        clock: Clock,
     ) -> None:
-        """fetch: the LoRA of what a version was published with."""
+        """needs: what the objective trains on, and is stored. fetch: the LoRA of what a version was published with."""
         self.name = name
         self.policy = policy
+        self.needs = needs
         self.buffer = buffer
         self.fetch = fetch
         self.clock = clock
         self.loaded: Version | None = None
+
+    def begin(self) -> None:
+        """Encodes the run's prompts, and lets go of the text encoders."""
+        self.policy.prompts.fill(self.buffer.prompts())
 
     def step(self) -> bool:
         """Whether there was an order. Raises what a rollout raises: nobody knows what that left of this process, so
@@ -50,6 +62,8 @@ class Sampler:
                 self.buffer.order_failed(order.order_id, self.name, describe(error))
             raise
         with self.clock.on("handing in"):
-            table = rollout_table(order, made.latents, made.timesteps, made.log_probs, made.images)
+            steps = (made.latents, made.timesteps, made.log_probs)
+            stored = steps if self.needs == "steps" else (made.latents[:, -1:], None, None)
+            table = rollout_table(order, *stored, made.images)
             self.buffer.add(order.order_id, claim.version, table)
         return True

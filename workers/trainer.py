@@ -30,7 +30,9 @@ class Trainer:
         self.clock = clock
 
     def begin(self) -> None:
-        """Registers version 0, the base model with the LoRA it starts from, unless that was done by an earlier one."""
+        """Encodes the run's prompts. Registers version 0, the base model with the LoRA it starts from, unless that was
+        done by an earlier one."""
+        self.learner.policy.prompts.fill(self.buffer.prompts())
         if self.ranks.first and self.buffer.current() is None:
             recovery_point = self.buffer.initial_recovery_point()
             self.learner.save(self.run_dir / recovery_point)

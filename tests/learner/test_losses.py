@@ -2,9 +2,9 @@ import math
 
 import pytest
 import torch
+from learner.losses import LOSSES, LossInputs, ddpo_decoupled, ddpo_is, ddpo_sf
 
 from conf.schema import Algorithm
-from learner.losses import LOSSES, LossInputs, ddpo_decoupled, ddpo_is, ddpo_sf
 
 CLIP = 0.1
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from policy.stable_diffusion import check_schedule, image_size
 from safetensors.torch import load_file, save_file
 
 from common.errors import UserError
@@ -20,7 +21,6 @@ from common.precision import exact_float32
 from conf.schema import DType, ModelConfig, SamplingConfig
 from policy.policy import Policy
 from policy.source import check_model
-from policy.stable_diffusion import check_schedule, image_size
 from tests.pipelines import edit_json, tiny_pipeline
 from tests.running import ROOT
 

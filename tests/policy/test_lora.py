@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from policy.stable_diffusion import check_lora
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -13,7 +14,6 @@ from common.errors import UserError
 from conf.schema import DType, GuidanceGradient, LoraConfig, ModelConfig, SamplingConfig
 from policy import lora
 from policy.policy import Policy
-from policy.stable_diffusion import check_lora
 from tests.pipelines import tiny_pipeline
 
 

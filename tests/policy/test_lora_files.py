@@ -14,6 +14,7 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
+from policy.stable_diffusion import check_lora
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -22,7 +23,6 @@ from conf.schema import LoraConfig, ModelConfig, SamplingConfig
 from policy import lora
 from policy.policy import Policy
 from policy.rollout import rollout
-from policy.stable_diffusion import check_lora
 from tests.pipelines import tiny_pipeline
 
 PROMPTS, SEEDS, STEPS, GUIDANCE = ["a cat on the beach", "two dog"], [3, 4], 4, 3.0

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from policy.tokens import Tokens, check_prompts
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
@@ -15,7 +16,6 @@ from common.errors import UserError
 from conf.prompts import resolve_prompts
 from conf.schema import ModelConfig, PromptsConfig, SamplingConfig
 from policy.policy import Policy
-from policy.tokens import Tokens, check_prompts
 from prompts.sets import named_sets
 from tests.pipelines import edit_json, tiny_pipeline
 

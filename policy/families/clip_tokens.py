@@ -1,4 +1,4 @@
-"""What the text encoder is told of a prompt: token ids, as diffusers makes them.
+"""What a CLIP text encoder is told of a prompt: token ids, as diffusers makes them.
 
 Needs the tokenizer alone, so that prompts are looked at before anything heavy is read.
 """
@@ -98,11 +98,6 @@ class Tokens:
             f"{len(cut)} of {len(prompts)} prompts are longer than the {self.length} tokens that the model reads, and "
             f"are cut there: the first is {_start(prompts[first])}, of {count} tokens"
         ]
-
-
-def check_prompts(model: ModelConfig, prompts: Sequence[str]) -> list[str]:
-    """`Tokens.check` for a model of which only the tokenizer is read."""
-    return Tokens.load(model).check(prompts)
 
 
 def _start(prompt: str) -> str:

@@ -1,0 +1,140 @@
+"""The policy gradients of DDPO (Black et al. 2023, section 4.3), over pairs (trajectory, denoising step).
+
+Each pair has one action, the next latent. Log-probs are means over the D = C*H*W dimensions, so a ratio here is the
+true ratio of densities to the power 1/D; on that scale it is clipped.
+
+Three policies appear: the one that is trained (p), the one that sampled (old, the behaviour policy), and for
+`ddpo_decoupled` the one that the batch's first update started from (proximal). With fresh data the last two are one.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from learner.batch import Batch
+from learner.metrics import policy_gradient_metrics
+from learner.objectives.objective import Objective, Pairs, StepResult, TrainablePolicy, at
+
+
+@dataclass(frozen=True)
+class LogProbs:
+    """Of n actions, means over D."""
+
+    new: Tensor  # [n] of the policy that is trained, differentiable
+    old: Tensor  # [n] of the policy that sampled, as stored
+    proximal: Tensor  # [n] of the policy before the batch's first update; `old` where that was not measured
+
+
+class PolicyGradient(Objective):
+    """A loss of log-probs and advantages. A child says which, in `of`."""
+
+    measures = ("log_ratio", "ratio", "clipped", "approx_kl")
+
+    @abstractmethod
+    def of(self, log_probs: LogProbs, advantages: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss [n], and the log-ratio [n] that is clipped, or would be."""
+
+    def draw(self, batch: Batch) -> list[Pairs]:
+        """Every trained step of each optimizer step's share of the batch's trajectories.
+
+        Trajectories are shuffled, and each has its own order of steps, as in the paper's code; a microbatch so holds
+        many trajectories, and many steps. A batch smaller than its size has smaller shares, at least one trajectory in
+        each.
+        """
+        count = self.config.train_steps or batch.num_steps
+        generator = self.generator(batch, 0)
+        order = generator.permutation(len(batch))
+        steps = generator.permuted(np.tile(np.arange(count), (len(batch), 1)), axis=1)
+        return [
+            Pairs(rows=np.tile(rows, count), steps=steps[rows].T.reshape(-1))
+            for rows in np.array_split(order, min(self.config.optimizer_steps, len(batch)))
+        ]
+
+    def loss(self, policy: TrainablePolicy, batch: Batch, pairs: Pairs, advantages: Tensor) -> dict[str, Tensor]:
+        new = _log_probs(policy, batch, pairs, self.config.guidance_gradient)
+        old = at(batch.log_probs, pairs.rows, pairs.steps).to(new)
+        proximal = old if pairs.before is None else torch.from_numpy(pairs.before).to(new)
+        loss, clipped_log_ratio = self.of(LogProbs(new, old, proximal), advantages.to(new))
+        with torch.no_grad():
+            ratio = clipped_log_ratio.exp()
+            return {
+                "loss": loss,
+                "log_ratio": new.detach() - old,
+                "ratio": ratio,  # what is clipped
+                "clipped": (ratio - 1).abs() > self.config.clip_range,
+                "approx_kl": 0.5 * clipped_log_ratio**2,  # k2 of Schulman 2020, on the scale of the mean over D
+            }
+
+    def kl_to_base(self, policy: TrainablePolicy, batch: Batch, pairs: Pairs) -> Tensor:
+        """Both are Gaussians of one std, so a step's is |mean - mean_base|^2 / (2 std^2), exactly."""
+        state = (
+            at(batch.latents, pairs.rows, pairs.steps),
+            torch.from_numpy(pairs.steps),
+            policy.encode([batch.prompts[row] for row in pairs.rows]),
+        )
+        mean, std = policy.gaussian(*state)
+        with policy.base():
+            base_mean, _ = policy.gaussian(*state)
+        return ((mean - base_mean) ** 2 / (2 * std**2)).mean(dim=(1, 2, 3))
+
+    def metrics(self, batch: Batch, steps: Sequence[StepResult]) -> dict[str, float]:
+        return policy_gradient_metrics(batch, steps)
+
+    def clipped_loss(self, log_ratio: Tensor, advantages: Tensor) -> Tensor:
+        """max(-A ratio, -A clip(ratio, 1 - c, 1 + c)), PPO's (Schulman et al. 2017, equation 7)."""
+        ratio, clip = log_ratio.exp(), self.config.clip_range
+        return torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip))
+
+
+class ImportanceSampling(PolicyGradient):
+    """DDPO_IS, importance-weighted, with PPO's clipping: ratio = p / p_old."""
+
+    def of(self, log_probs: LogProbs, advantages: Tensor) -> tuple[Tensor, Tensor]:
+        log_ratio = log_probs.new - log_probs.old
+        return self.clipped_loss(log_ratio, advantages), log_ratio
+
+
+class ScoreFunction(PolicyGradient):
+    """DDPO_SF, the score function (REINFORCE), for one optimizer step on fresh samples: -A log p.
+
+    Where the ratio is 1 its gradient is that of DDPO_IS. Nothing is cut; `clipped` says what would have been.
+    """
+
+    takes_stale_data = False
+
+    def of(self, log_probs: LogProbs, advantages: Tensor) -> tuple[Tensor, Tensor]:
+        return -advantages * log_probs.new, log_probs.new - log_probs.old
+
+
+class Decoupled(PolicyGradient):
+    """DDPO_IS for data of several versions ago: PPO's decoupled objective (Hilton et al. 2021, "Batch size-invariance
+    for policy optimization", section 3; with a truncated weight in AReaL, Fu et al. 2025).
+
+    w max(-A ratio, -A clip(ratio, 1 - c, 1 + c)),  ratio = p / p_proximal,  w = min(p_proximal / p_old, 1 + c)
+
+    The clip range so bounds what this batch moves, and not how far the policy has moved since the data were sampled:
+    plain clipping would leave out most pairs before the first update. The weight, like the ratio, is of means over D,
+    and is truncated on that scale; at the true scale's 2 or 5 it would never be.
+    """
+
+    def before(self, policy: TrainablePolicy, batch: Batch, pairs: Pairs) -> Tensor:
+        return _log_probs(policy, batch, pairs, self.config.guidance_gradient)
+
+    def of(self, log_probs: LogProbs, advantages: Tensor) -> tuple[Tensor, Tensor]:
+        weight = (log_probs.proximal - log_probs.old).exp().clamp(max=1 + self.config.clip_range)
+        log_ratio = log_probs.new - log_probs.proximal
+        return weight * self.clipped_loss(log_ratio, advantages), log_ratio
+
+
+def _log_probs(policy: TrainablePolicy, batch: Batch, pairs: Pairs, guidance_gradient: str) -> Tensor:
+    return policy.log_prob(
+        at(batch.latents, pairs.rows, pairs.steps),
+        at(batch.latents, pairs.rows, pairs.steps + 1),
+        torch.from_numpy(pairs.steps),
+        policy.encode([batch.prompts[row] for row in pairs.rows]),
+        guidance_gradient,
+    )

@@ -1,0 +1,46 @@
+"""From the config's words to an objective and an advantage."""
+
+from typing import Any
+
+from common.doors import Door
+from common.errors import UserError
+from conf.schema import Config
+from learner.advantages import Advantage
+from learner.objectives.objective import Objective
+from learner.paths import ADVANTAGES, OBJECTIVES
+
+
+def objective_name(config: Config) -> str:
+    """As learner.objective says, or else what suits the age of the data."""
+    return config.learner.objective or ("ddpo_decoupled" if config.buffer.max_staleness > 1 else "ddpo_is")
+
+
+def make_objective(config: Config) -> Objective:
+    """Raises UserError if it cannot be made, or does not go with the other settings."""
+    name = objective_name(config)
+    given = (config.learner, config.run.seed)
+    objective: Objective = _make(OBJECTIVES, "objective", name, given, config.learner.objective_args, Objective)
+    steps, stale = config.learner.optimizer_steps, config.buffer.max_staleness
+    if not objective.takes_stale_data and (steps > 1 or stale > 0):
+        setting, value, fit = ("buffer.max_staleness", stale, 0) if stale else ("learner.optimizer_steps", steps, 1)
+        raise UserError(
+            f"learner.objective={name} with {setting}={value}: its gradient holds only for fresh data, so set "
+            f"{setting}={fit}, or take ddpo_is"
+        )
+    return objective
+
+
+def make_advantage(config: Config) -> Advantage:
+    """Raises UserError if it cannot be made."""
+    learner = config.learner
+    made: Advantage = _make(ADVANTAGES, "advantage", learner.advantage, (learner,), learner.advantage_args, Advantage)
+    return made
+
+
+def _make(door: Door, kind: str, path: str, given: tuple[Any, ...], args: dict[str, Any], base: type) -> Any:
+    made = door.make(f"learner.{kind}", path, given, f"learner.{kind}_args", args)
+    if not isinstance(made, base):
+        raise UserError(
+            f"learner.{kind}={path} is no {base.__name__}; let the class inherit from {base.__module__}.{base.__name__}."
+        )
+    return made

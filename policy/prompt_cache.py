@@ -1,0 +1,50 @@
+"""What the network is told of each prompt, kept in the host's memory up to a number of bytes."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+from policy.family import Conditioning
+
+LIMIT = 2 * 2**30  # bytes: some 8,000 prompts of Stable Diffusion 1.5
+
+
+class PromptCache:
+    """Who was asked for longest ago has to go first. What is not there is encoded, with the text encoders read anew for
+    it: far slower, and the same numbers."""
+
+    def __init__(self, encode: Callable[[Sequence[str]], Iterator[Conditioning]], limit: int = LIMIT) -> None:
+        self.encode = encode
+        self.limit = limit
+        self.bytes = 0
+        self._kept: dict[str, Conditioning] = {}  # the oldest first
+
+    def fill(self, prompts: Sequence[str]) -> None:
+        """Encodes as many of `prompts` as there is room for, in their order."""
+        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._kept]
+        if not missing:
+            return
+        encoded = self.encode(missing)
+        for prompt, conditioning in zip(missing, encoded, strict=True):
+            if self.bytes + _bytes(conditioning) > self.limit:
+                return
+            self._keep(prompt, conditioning)
+
+    def __call__(self, prompts: Sequence[str]) -> list[Conditioning]:
+        """On the CPU, one a prompt."""
+        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._kept]
+        found = {prompt: self._kept.pop(prompt) for prompt in dict.fromkeys(prompts) if prompt in self._kept}
+        self.bytes -= sum(map(_bytes, found.values()))
+        if missing:
+            found |= zip(missing, self.encode(missing), strict=True)
+        for prompt, conditioning in found.items():
+            self._keep(prompt, conditioning)
+        while self.bytes > self.limit and self._kept:
+            self.bytes -= _bytes(self._kept.pop(next(iter(self._kept))))
+        return [found[prompt] for prompt in prompts]
+
+    def _keep(self, prompt: str, conditioning: Conditioning) -> None:
+        self._kept[prompt] = conditioning
+        self.bytes += _bytes(conditioning)
+
+
+def _bytes(conditioning: Conditioning) -> int:
+    return sum(part.nbytes for part in conditioning)
