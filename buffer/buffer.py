@@ -32,7 +32,7 @@ from buffer.messages import Claim, Lease, News, TakenBatch
 from buffer.orders import Plan, Version
 from buffer.retention import needed_files, old_recovery_points
 from buffer.rules import Rules
-from buffer.schema import ROLLOUT_COLUMNS, check_rollout, check_scores, stack
+from buffer.schema import check_rollout, check_scores, stack, tensors_in
 from buffer.score_types import ScoreTypes
 from buffer.state import File, State, Step, work_of
 from buffer.status import status_of
@@ -95,7 +95,7 @@ class TrajectoryBuffer:
         if not rollouts.accepts(self.rules, self.state, order_id, version):
             return False
         check_rollout(self.plan.order(order_id), table)
-        file = self._ledger.write(order_id, table.select(ROLLOUT_COLUMNS))
+        file = self._ledger.write(order_id, table.select(["trajectory_id", *tensors_in(table)]))
         return self._do(rollouts.add(self.rules, self.state, order_id, version, file, self.clock()))
 
     def order_failed(self, order_id: str, worker: str, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Classes by name: built in, or "module:Class" of the user's own. A reward, an objective, an advantage, a model family."""
+"""Classes by name, built in or "module:Class" of the user's own: rewards, objectives, advantages, model families."""
 
 import importlib
 import inspect

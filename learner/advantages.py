@@ -33,7 +33,7 @@ class Advantage(ABC):
         """What a recovery point has to hold, as plain JSON."""
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027, as most keep nothing
         """Goes on from a `state_dict`."""
 
 

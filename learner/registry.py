@@ -41,6 +41,7 @@ def _make(door: Door, kind: str, path: str, given: tuple[Any, ...], args: dict[s
     made = door.make(f"learner.{kind}", path, given, f"learner.{kind}_args", args)
     if not isinstance(made, base):
         raise UserError(
-            f"learner.{kind}={path} is no {base.__name__}; let the class inherit from {base.__module__}.{base.__name__}."
+            f"learner.{kind}={path} is no {base.__name__}; let the class inherit from "
+            f"{base.__module__}.{base.__name__}."
         )
     return made

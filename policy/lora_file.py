@@ -189,16 +189,16 @@ def _refuse_other_kinds(names: list[str], source: str, own: str) -> None:
     for kind, pattern in (KINDS | others).items():
         if found := sorted(name for name in names if re.search(pattern, name)):
             raise UserError(
-                f"{source} holds {kind} ({_cut(found[0])}), but a run starts from a plain LoRA on the {NETWORKS[own]} alone; give "
-                "one that is, or leave model.lora.init_from out."
+                f"{source} holds {kind} ({_cut(found[0])}), but a run starts from a plain LoRA on the {NETWORKS[own]} "
+                "alone; give one that is, or leave model.lora.init_from out."
             )
 
 
 def _refuse_strange(names: list[str], source: str, noun: str) -> None:
     if names:
         raise UserError(
-            f"{source} holds {_cut(min(names))!r}, which is no LoRA weight of a {noun} that diffusers knows; give a LoRA "
-            "that pipe.load_lora_weights takes whole."
+            f"{source} holds {_cut(min(names))!r}, which is no LoRA weight of a {noun} that diffusers knows; give a "
+            "LoRA that pipe.load_lora_weights takes whole."
         )
 
 

@@ -62,8 +62,9 @@ class Sampler:
                 self.buffer.order_failed(order.order_id, self.name, describe(error))
             raise
         with self.clock.on("handing in"):
-            steps = (made.latents, made.timesteps, made.log_probs)
-            stored = steps if self.needs == "steps" else (made.latents[:, -1:], None, None)
-            table = rollout_table(order, *stored, made.images)
+            if self.needs == "steps":
+                table = rollout_table(order, made.latents, made.timesteps, made.log_probs, made.images)
+            else:
+                table = rollout_table(order, made.latents[:, -1:], None, None, made.images)
             self.buffer.add(order.order_id, claim.version, table)
         return True
