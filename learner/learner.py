@@ -65,7 +65,7 @@ class Learner:
             )
         halvings = self.updater.halvings
         clip = self.config.learner.advantage_clip
-        advantages = np.clip(self.advantage(batch.prompts, batch.rewards), -clip, clip)
+        advantages = np.clip(self._advantages(batch), -clip, clip)
         base = self.updater.kl_to_base(batch)
         steps = self.updater.train(batch, advantages)
         self.optimizer_steps += sum(step.taken for step in steps)
@@ -81,6 +81,17 @@ class Learner:
         }
         self.metrics = metrics
         return TrainedBatch(metrics, advantages)
+
+    def _advantages(self, batch: Batch) -> np.ndarray:
+        """Raises UserError if they are not one finite number a picture: the class may be a user's own."""
+        advantages = np.asarray(self.advantage(batch.prompts, batch.rewards), np.float32)
+        if advantages.shape != (len(batch),) or not np.isfinite(advantages).all():
+            bad = advantages[~np.isfinite(advantages)][:1].tolist() or f"shape {list(advantages.shape)}"
+            raise UserError(
+                f"learner.advantage={self.config.learner.advantage} gave {bad} for the {len(batch)} pictures of batch "
+                f"{batch.number}; let it give one finite number a picture."
+            )
+        return advantages
 
     def save(self, folder: Path) -> None:
         """Writes the recovery point of `version` into `folder`, which must not exist. See learner/recovery.py."""

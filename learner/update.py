@@ -21,6 +21,7 @@ from torch import Tensor
 
 from buffer.errors import RunStopped
 from common.blame import is_out_of_memory
+from common.errors import UserError
 from conf.schema import LearnerConfig
 from learner.batch import Batch
 from learner.objectives.objective import Objective, Pairs, StepResult, TrainablePolicy, at
@@ -116,6 +117,9 @@ class Updater:
     def _backward(self, batch: Batch, advantages: np.ndarray, part: Pairs, count: int) -> dict[str, Tensor]:
         """Adds the part's share of the gradient of `count` pairs. A function of its own: with it the graph ends."""
         outputs = self.objective.loss(self.policy, batch, part, at(advantages, part.rows))
+        wanted = dict.fromkeys(("loss", *self.objective.measures), (len(part),))
+        if (given := {name: tuple(values.shape) for name, values in outputs.items()}) != wanted:
+            raise UserError(f"{type(self.objective).__name__}.loss gave {given}; its docstring wants {wanted}.")
         (outputs["loss"].sum() / count).backward()
         return {name: values.detach().to(self.like) for name, values in outputs.items()}
 
