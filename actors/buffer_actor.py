@@ -10,7 +10,7 @@ import signal
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -102,7 +102,7 @@ class BufferActor:
     async def current(self) -> tuple[Version, str] | None:
         return self.buffer.current()
 
-    async def publish(self, version: Version, weights: list[ray.ObjectRef]) -> None:
+    async def publish(self, version: Version, weights: list[ray.ObjectRef[Any]]) -> None:
         """`weights` is a list of one reference, so that Ray passes the reference and not its content."""
         self._change(lambda: self.buffer.publish(version, weights))
 

@@ -76,13 +76,13 @@ class Driver:
         self.plan = plan
         self.mirroring = mirroring
         self.learner_options = room_for_ranks(config.learner)
-        self.rewards: dict[str, ActorHandle] = {}  # tried, by place
+        self.rewards: dict[str, ActorHandle[Any]] = {}  # tried, by place
         self.seconds: dict[str, dict[str, float]] = {}  # of every worker of this start, by occupation
         self.recorded = -math.inf  # when run.json was written last
         self.window = Window()
         self.advice: Advice | None = None
         self.draining = False
-        self.polled: ray.ObjectRef | None = None  # the news that are on their way
+        self.polled: ray.ObjectRef[News] | None = None  # the news that are on their way
         self.asked_at = 0.0  # when they were asked for
 
     def __enter__(self) -> "Driver":
@@ -114,9 +114,9 @@ class Driver:
             for trial in tried:
                 self._hear(trials.pop(trial), trial)
 
-    def _hear(self, place: str, trial: ray.ObjectRef) -> None:
+    def _hear(self, place: str, trial: ray.ObjectRef[str | None]) -> None:
         try:
-            problem: str | None = ray.get(trial)
+            problem = ray.get(trial)
         except RayTaskError:
             raise  # not a reward's fault: what a reward raises is a problem in words
         except RayError as error:
@@ -214,7 +214,7 @@ class Driver:
             return None
         answer, self.polled = self.polled, None
         try:
-            news: News = ray.get(answer)
+            news = ray.get(answer)
         except ActorUnavailableError:  # it restarts, and is asked again
             return self.buffer.poll(POLL_S)
         if silent_s > SILENT_S:
@@ -271,11 +271,11 @@ class Driver:
         self.advice = advise(*self.window.read(), counts, config.batch_size, config.order_size, config.max_staleness)
         return self.advice.numbers() if self.advice else {}
 
-    def _sampler(self, worker: str) -> list[ActorHandle]:
+    def _sampler(self, worker: str) -> list[ActorHandle[Any]]:
         needs = self.config.samplers
         return [_remote(SamplerActor, worker, needs.num_cpus, needs.num_gpus).remote(worker, self.config)]
 
-    def _learner(self, group: str) -> list[ActorHandle]:
+    def _learner(self, group: str) -> list[ActorHandle[Any]]:
         """An actor for each rank; those after rank 0 are made as soon as it says where it waits for them."""
         needs = self.config.learner
 
@@ -292,8 +292,8 @@ class Driver:
             for rank in range(1, needs.count)
         ]
 
-    def _reward(self, name: str) -> Callable[[str], list[ActorHandle]]:
-        def start(worker: str) -> list[ActorHandle]:
+    def _reward(self, name: str) -> Callable[[str], list[ActorHandle[Any]]]:
+        def start(worker: str) -> list[ActorHandle[Any]]:
             needs = self.config.rewards[name]
             # By itself Ray sets it from num_cpus, and NumPy reads it as it is imported: bits would depend on that.
             threads: Options = {"runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(needs.threads)}}}

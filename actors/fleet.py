@@ -4,6 +4,7 @@ import contextlib
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import ray
 from ray import ObjectRef
@@ -37,11 +38,11 @@ class Place:
     """
 
     name: str  # role and index, such as sampler-0 or reward-aesthetic-1
-    start: Callable[[str], list[ActorHandle]]  # makes the actors of the worker of that name
-    actors: list[ActorHandle] = field(default_factory=list)  # none while the place waits for its next worker
-    running: list[ObjectRef] = field(default_factory=list)  # of the actors' `run`, which ends only by a death
-    nodes: list[ObjectRef] = field(default_factory=list)  # ids of the nodes that the actors are on
-    created: ObjectRef | None = None  # is there once the actors are, for which the cluster may have no room
+    start: Callable[[str], list[ActorHandle[Any]]]  # makes the actors of the worker of that name
+    actors: list[ActorHandle[Any]] = field(default_factory=list)  # none while the place waits for its next worker
+    running: list[ObjectRef[None]] = field(default_factory=list)  # of the actors' `run`, which ends only by a death
+    nodes: list[ObjectRef[str]] = field(default_factory=list)  # ids of the nodes that the actors are on
+    created: ObjectRef[str] | None = None  # is there once the actors are, for which the cluster may have no room
     silent_since: float | None = None  # a connection broke, and nobody knows yet who died, if anybody
     incarnation: int = 0
     started_at: float = 0.0
@@ -95,7 +96,7 @@ class Fleet:
     without_room: set[str] = field(default_factory=set)  # workers of which it was said
     removed: dict[str, int] = field(default_factory=dict)  # last incarnation by place: a place that comes back goes on
 
-    def add(self, place: Place, actors: list[ActorHandle] | None = None) -> None:
+    def add(self, place: Place, actors: list[ActorHandle[Any]] | None = None) -> None:
         """Fills a new place, with `actors` if they were started before (rewards are, to be tried)."""
         place.incarnation = self.removed.pop(place.name, -1) + 1
         self.places.append(place)
@@ -137,7 +138,7 @@ class Fleet:
             self._kill(place)
             place.actors = []
 
-    def _start(self, place: Place, actors: list[ActorHandle] | None = None) -> None:
+    def _start(self, place: Place, actors: list[ActorHandle[Any]] | None = None) -> None:
         place.actors = actors or place.start(place.worker)
         place.nodes = [node_of(actor) for actor in place.actors]
         place.created = place.nodes[-1]

@@ -6,6 +6,7 @@ from the recovery point.
 
 import socket
 from pathlib import Path
+from typing import Any
 
 import ray
 import torch
@@ -52,7 +53,7 @@ class LearnerActor:
         return self.meeting.address, self.meeting.port
 
     @judged
-    def run(self, buffer: ActorHandle) -> None:
+    def run(self, buffer: ActorHandle[Any]) -> None:
         """Works until the driver ends it. Raises UserError when the model cannot be loaded or the run folder is not
         seen, and what `Trainer.step` does."""
         self._check_run_folder()

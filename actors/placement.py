@@ -49,9 +49,10 @@ def node_lives(node_id: str) -> bool:
     return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
 
 
-def node_of(actor: Any) -> ray.ObjectRef:
+def node_of(actor: Any) -> ray.ObjectRef[str]:
     """The id of the node that an actor runs on, known once it has started."""
-    return actor.__ray_call__.remote(lambda _: _here())
+    node: ray.ObjectRef[str] = actor.__ray_call__.remote(lambda _: _here())
+    return node
 
 
 def _here() -> str:

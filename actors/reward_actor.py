@@ -1,5 +1,7 @@
 """A scorer in an actor."""
 
+from typing import Any
+
 import torch
 from ray.actor import ActorHandle
 
@@ -46,7 +48,7 @@ class RewardActor:
         return None
 
     @judged
-    def run(self, buffer: ActorHandle) -> None:
+    def run(self, buffer: ActorHandle[Any]) -> None:
         """Works until the driver ends it. Raises UserError when the reward cannot be loaded, and what `Scorer.step`
         does."""
         clock = Clock()

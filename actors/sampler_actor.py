@@ -1,5 +1,7 @@
 """A sampler in an actor."""
 
+from typing import Any
+
 import ray
 import torch
 from ray.actor import ActorHandle
@@ -27,7 +29,7 @@ class SamplerActor:
         return self.name
 
     @judged
-    def run(self, buffer: ActorHandle) -> None:
+    def run(self, buffer: ActorHandle[Any]) -> None:
         """Works until the driver ends it. Raises UserError when the model cannot be loaded, and what a rollout raises:
         another sampler then takes its place."""
         config, clock = self.config, Clock()

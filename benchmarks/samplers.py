@@ -83,7 +83,7 @@ class Sampled:
 class Samplers:
     """Some simulated samplers in one process, a thread each."""
 
-    def run(self, buffer: ray.actor.ActorHandle, first_s: dict[str, float], until: float) -> list["Sampled"]:
+    def run(self, buffer: ray.actor.ActorHandle[Any], first_s: dict[str, float], until: float) -> list["Sampled"]:
         """What each of them did; an order that is begun before `until` (unix seconds) is finished.
 
         first_s: how long each one's first order takes, by its name."""
@@ -96,7 +96,7 @@ class Samplers:
             thread.join()
         return list(self.found.values())
 
-    def _sample(self, buffer: ray.actor.ActorHandle, name: str, rollout_s: float, until: float) -> None:
+    def _sample(self, buffer: ray.actor.ActorHandle[Any], name: str, rollout_s: float, until: float) -> None:
         found, remote = self.found[name], RemoteBuffer(buffer)
         asked = time.monotonic()
         while time.time() < until or len(found.ends) < 2:
@@ -117,7 +117,7 @@ class Samplers:
 class Learner:
     """Takes batches and registers what training would leave."""
 
-    def run(self, buffer: ray.actor.ActorHandle, run_dir: Path) -> None:
+    def run(self, buffer: ray.actor.ActorHandle[Any], run_dir: Path) -> None:
         remote = RemoteBuffer(buffer, "learner-0")
         first = remote.initial_recovery_point()
         _write_recovery_point(run_dir / first)
@@ -192,7 +192,11 @@ def measure(count: int, seconds: float, folder: Path) -> Measured:
 
 
 def _watch(
-    buffer: ray.actor.ActorHandle, pid: int, run_dir: Path, runs: list[ray.ObjectRef], working: list[ray.ObjectRef]
+    buffer: ray.actor.ActorHandle[Any],
+    pid: int,
+    run_dir: Path,
+    runs: list[ray.ObjectRef[list[Sampled]]],
+    working: list[ray.ObjectRef[None]],
 ) -> np.ndarray:
     """Publishes what is trained, as the driver does, until all samplers are done. A row a second: time in s, the
     buffer's CPU seconds, its own memory, the object store in use, tensors/ and all the rest of the run folder, MiB."""

@@ -96,7 +96,7 @@ class TrajectoryBuffer:
             return False
         check_rollout(self.plan.order(order_id), table)
         file = self._ledger.write(order_id, table.select(["trajectory_id", *tensors_in(table)]))
-        return self._do(rollouts.add(self.rules, self.state, order_id, version, file, self.clock()))
+        return bool(self._do(rollouts.add(self.rules, self.state, order_id, version, file, self.clock())))
 
     def order_failed(self, order_id: str, worker: str, message: str) -> None:
         """The rollout raised: the third time, its pictures are set aside. Only the holder of a claim is heard."""
@@ -130,7 +130,7 @@ class TrajectoryBuffer:
         with self._ledger.remembering_a_stop():
             self._types.check(reward, table.schema)
         file = self._ledger.write(f"{order_id}.{reward}", table)
-        counts = self._do(
+        counts: bool = self._do(
             scoring.add_scores(self.rules, self.state, reward, order_id, table_digest, file, self.clock())
         )
         self._finish_evaluations()
@@ -209,7 +209,7 @@ class TrajectoryBuffer:
         if not known:
             self._ledger.remove(self._unneeded(["tensors"]) + old_recovery_points(self.rules, self.state))
             self._finish_evaluations()
-        return counts.recovery_point
+        return str(counts.recovery_point)
 
     def publish(self, version: Version, weights: Any) -> None:
         """Samplers find the weights of this version by `weights`, which every claim of it hands on (in this epoch)."""

@@ -22,6 +22,6 @@ class Combination:
         """float64 [B] of each reward's scores [B]; nan where one of them is."""
         columns = {name: np.asarray(scores[name], np.float64) for name in self.weights}
         if not self.ranges:
-            return np.sum([weight * columns[name] for name, weight in self.weights.items()], axis=0)
+            return np.asarray(np.sum([weight * columns[name] for name, weight in self.weights.items()], axis=0))
         scaled = {name: (columns[name] - low) / (high - low) for name, (low, high) in self.ranges.items()}
-        return np.prod([scaled[name].clip(0, 1) ** weight for name, weight in self.weights.items()], axis=0)
+        return np.asarray(np.prod([scaled[name].clip(0, 1) ** weight for name, weight in self.weights.items()], axis=0))

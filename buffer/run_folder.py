@@ -146,7 +146,7 @@ def _row(path: Path, number: int, line: bytes) -> dict[str, float]:
     named = isinstance(row, dict) and "time" in row and bool({"batch", "version"} & row.keys())
     if not named or not all(type(value) in (int, float) for value in numbers):
         raise UserError(f"{path} is damaged in line {number}, which is no row: put it back, or take that line out")
-    return row
+    return dict(row)
 
 
 def _is_sitting(entry: Any) -> bool:

@@ -119,7 +119,8 @@ def write_batch(run_dir: Path, taken: TakenBatch, advantages: np.ndarray, now: f
 
 def roster_of(path: Path) -> str:
     """The roster that `write_batch` put into a batch's Parquet file."""
-    return (pq.read_schema(path).metadata or {})[ROSTER].decode()
+    roster: bytes = (pq.read_schema(path).metadata or {})[ROSTER]
+    return roster.decode()
 
 
 def digest_of(path: Path) -> str:

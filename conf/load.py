@@ -148,7 +148,8 @@ def merge(below: dict[str, Any], layer: dict[str, Any], where: str) -> dict[str,
     _check(layer, Config, "", where)
     if any(value is not None for value in layer.get("prompts", {}).values()):
         layer = {**layer, "prompts": {"set": None, "list": None, "file": None, **layer["prompts"]}}
-    return _over(below, layer)
+    merged: dict[str, Any] = _over(below, layer)
+    return merged
 
 
 def _over(below: Any, layer: Any) -> Any:
@@ -262,7 +263,8 @@ def _check_leaf(key: str, value: Any, hint: Any, where: str) -> None:
 def _lone(hint: Any) -> DictConfig:
     """A configuration of one field, `value`, of this type."""
     fields = [("value", hint, dataclasses.field(default="???"))]
-    return OmegaConf.structured(dataclasses.make_dataclass("Lone", fields))
+    lone: DictConfig = OmegaConf.structured(dataclasses.make_dataclass("Lone", fields))
+    return lone
 
 
 def _check_as_written(key: str, value: Any, where: str) -> None:

@@ -19,7 +19,7 @@ NULL, MERGE = "tag:yaml.org,2002:null", "tag:yaml.org,2002:merge"
 EXPONENT = re.compile(r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+")
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
     """1e-4 is a number, a date is a text; no key stands twice, and no tag makes something else of a value."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
@@ -34,7 +34,7 @@ class _Loader(yaml.SafeLoader):
             if key.tag == TEXT and key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"found duplicate key {key.value}", key.start_mark)
             seen.add(key.value if key.tag == TEXT else "")
-        return super().construct_mapping(node, deep)
+        return dict(super().construct_mapping(node, deep))
 
 
 _Loader.yaml_implicit_resolvers = {

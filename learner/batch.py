@@ -30,7 +30,7 @@ class Batch:
     @property
     def num_steps(self) -> int:
         """T."""
-        return self.log_probs.shape[1]
+        return int(self.log_probs.shape[1])
 
     @property
     def dimensions(self) -> int:

@@ -31,6 +31,7 @@ from buffer.orders import Version
 from common.errors import UserError
 from policy import lora
 from policy.policy import Policy
+from policy.source import WEIGHT_NAME
 
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
 
@@ -68,12 +69,12 @@ def write(folder: Path, point: RecoveryPoint, policy: Policy) -> None:
                 "counters": point.counters,
                 "settings": point.settings,
                 "metrics": point.metrics,
-                "files": {name: _digest(temporary / name) for name in (lora.WEIGHT_NAME, OPTIMIZER)},
+                "files": {name: _digest(temporary / name) for name in (WEIGHT_NAME, OPTIMIZER)},
             }
             text = json.dumps(body, allow_nan=False)
             seal = hashlib.sha256(text.encode()).hexdigest()
             (temporary / STATE).write_text(f"{text}\n{seal}\n", encoding="utf-8")
-            for file in (lora.WEIGHT_NAME, OPTIMIZER, STATE):
+            for file in (WEIGHT_NAME, OPTIMIZER, STATE):
                 _flush(temporary / file)
             _flush(temporary)
             temporary.rename(folder)  # fails if somebody else was faster: a folder with files is never replaced
@@ -107,7 +108,7 @@ def read_lora(folder: Path, version: Version) -> dict[str, Tensor]:
     """The weights of `version`, by name. Raises UserError if those in `folder` are others, readable as they may be."""
     state = lora.read_own(folder)
     if (found := lora.digest(state)) != version.digest:
-        raise _damaged(folder / lora.WEIGHT_NAME, f"holds other weights ({found}) than those of {_named(version)}")
+        raise _damaged(folder / WEIGHT_NAME, f"holds other weights ({found}) than those of {_named(version)}")
     return state
 
 

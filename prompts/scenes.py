@@ -11,6 +11,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from common.terminal import print_anywhere
 
@@ -113,7 +114,7 @@ def _spread(captions: list[str], count: int) -> list[str]:
     return [captions[i * stride % len(captions)] for i in range(count)]
 
 
-def make_manifest() -> dict:
+def make_manifest() -> dict[str, Any]:
     """The split and the named prompt sets; manifest.json holds exactly this."""
     numbers = tuple(NUMBER_WORDS)
     finetune = _captions(FINETUNE_ANIMALS, numbers, FINETUNE_PLACES)
@@ -155,7 +156,7 @@ def make_manifest() -> dict:
 
 def prompt_set(name: str) -> list[str]:
     """The prompts of a named set in manifest.json, in a fixed order."""
-    sets = json.loads(MANIFEST.read_text(encoding="utf-8"))["prompts"]
+    sets: dict[str, list[str]] = json.loads(MANIFEST.read_text(encoding="utf-8"))["prompts"]
     if name not in sets:
         raise ValueError(f"no prompt set {name!r}; there are {', '.join(sorted(sets))}")
     return sets[name]

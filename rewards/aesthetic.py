@@ -64,4 +64,5 @@ class Aesthetic:
 
     @torch.inference_mode()
     def __call__(self, images: np.ndarray, prompts: list[str]) -> np.ndarray:
-        return self.head(self.clip.embed_images(images)).cpu().numpy()
+        scores: torch.Tensor = self.head(self.clip.embed_images(images))
+        return scores.cpu().numpy()

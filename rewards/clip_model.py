@@ -67,14 +67,15 @@ class ClipModel:
         """float32 [B, 3, h, w] as open_clip prepares pictures for inference: resized with the shorter side to the
         model's size, cut in the middle, normalised."""
         settings = self.preprocessing
-        pixels = torch.tensor(images, device=self.device).permute(0, 3, 1, 2)
+        pixels: torch.Tensor = torch.tensor(images, device=self.device).permute(0, 3, 1, 2)
         height, width = (settings["size"],) * 2 if isinstance(settings["size"], int) else settings["size"]
         size = [height, width] if settings["resize_mode"] == "squash" else [min(height, width)]
         mode = InterpolationMode.BILINEAR if settings["interpolation"] == "bilinear" else InterpolationMode.BICUBIC
         pixels = transforms.resize(pixels, size, interpolation=mode, antialias=True)
         pixels = transforms.center_crop(pixels, [height, width])
         pixels = transforms.to_dtype(pixels, torch.float32, scale=True)
-        return transforms.normalize(pixels, list(settings["mean"]), list(settings["std"]))
+        pixels = transforms.normalize(pixels, list(settings["mean"]), list(settings["std"]))
+        return pixels
 
 
 def _check_name(source: str, pretrained: str | None, has_weights: bool) -> None:

@@ -103,7 +103,7 @@ def graded(answers: Sequence[Sequence[str]], wanted: Sequence[Sequence[str]], st
     """Scores of B pictures from the answers to Q questions and the words that they should say, [Q][B] both."""
     right = [[says(*pair) for pair in zip(*both, strict=True)] for both in zip(answers, wanted, strict=True)]
     shares = np.array(right, np.float32).mean(axis=0)
-    columns: dict[str, Sequence] = {f"answer_{number}": texts for number, texts in enumerate(answers, start=1)}
+    columns: dict[str, Sequence[Any]] = {f"answer_{number}": texts for number, texts in enumerate(answers, start=1)}
     columns |= {f"right_{number}": hits for number, hits in enumerate(right, start=1)}
     return Scores(np.floor(shares) if strict else shares, columns)
 

@@ -19,7 +19,7 @@ from conf.schema import Config
 from learner import recovery
 from monitoring.metrics import MetricsLog
 from policy import lora
-from policy.source import family_of
+from policy.source import WEIGHT_NAME, family_of
 from report.grids import cells, save_grid
 
 
@@ -71,7 +71,7 @@ class Publisher:
         weights = recovery.read_lora(self.run_dir / recovery_point, version)
         with recovery.operating_system_errors():
             lora.export(weights, temporary, self.config.model.lora, family_of(self.config.model))
-        (temporary / lora.WEIGHT_NAME).replace(folder / lora.WEIGHT_NAME)
+        (temporary / WEIGHT_NAME).replace(folder / WEIGHT_NAME)
         temporary.rmdir()
 
     def close(self) -> None:

@@ -54,7 +54,7 @@ class StableDiffusion:
     @classmethod
     def without_weights(cls, model: ModelConfig) -> nn.Module:
         with torch.device("meta"):
-            network = UNet2DConditionModel.from_config(_config(model, UNet2DConditionModel, "unet"))
+            network: nn.Module = UNet2DConditionModel.from_config(_config(model, UNet2DConditionModel, "unet"))
         return network.to_empty(device="cpu")
 
     @classmethod
@@ -213,7 +213,8 @@ def _config(model: ModelConfig, kind: Any, part: str) -> Mapping[str, Any]:
         if not isinstance(content, dict):
             raise TypeError("its config.json holds no settings")
         with torch.device("meta"):
-            return kind.from_config(content).config
+            config: Mapping[str, Any] = kind.from_config(content).config
+        return config
 
     return read_part(model, part, read)
 

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from buffer.run_folder import RunFolder, read_metrics
 from buffer.schema import tensors_of
 from emoji_world import judge
-from policy import lora
+from policy.source import WEIGHT_NAME
 from tests.pipelines import sd15_layout, tiny_pipeline
 from tests.running import ROOT, SMALL, TIMEOUT_S, launch, launched, run_local, wait_for
 
@@ -250,7 +250,7 @@ def test_a_run_killed_before_its_report_is_not_finished_yet(model: Path, tmp_pat
     for says in ("finished: over", "is finished, all 1 batches"):
         done = launch(*command, cwd=tmp_path)
         assert done.returncode == 0 and says in done.stdout, done.stdout + done.stderr
-        assert (run_dir / "report.html").exists() and (run_dir / "lora" / lora.WEIGHT_NAME).exists()
+        assert (run_dir / "report.html").exists() and (run_dir / "lora" / WEIGHT_NAME).exists()
 
 
 def test_plain_diffusers_reproduces_an_evaluation_picture(undisturbed: Path, model: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from peft.tuners.lora import LoraLayer
 from policy.stable_diffusion import check_lora
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -14,6 +15,7 @@ from common.errors import UserError
 from conf.schema import DType, GuidanceGradient, LoraConfig, ModelConfig, SamplingConfig
 from policy import lora
 from policy.policy import Policy
+from policy.source import WEIGHT_NAME
 from tests.pipelines import tiny_pipeline
 
 
@@ -113,7 +115,7 @@ def test_it_comes_back_from_its_file_to_the_bit(folder: Path, tmp_path: Path, dt
     assert all(value.dtype == policy.arithmetic for value in state.values())
     policy.save_lora(tmp_path)
     again = load(folder, seed=99, dtype=dtype, rank=4, alpha=6.0, init_from=str(tmp_path)).lora_state()
-    from_file = load(folder, seed=99, dtype=dtype, rank=4, alpha=6.0, init_from=str(tmp_path / lora.WEIGHT_NAME))
+    from_file = load(folder, seed=99, dtype=dtype, rank=4, alpha=6.0, init_from=str(tmp_path / WEIGHT_NAME))
     assert list(again) == list(state) and all(torch.equal(again[name], state[name]) for name in state)
     assert lora.digest(from_file.lora_state()) == lora.digest(state)
 
@@ -127,9 +129,9 @@ def test_diffusers_reads_weights_and_scaling(folder: Path, tmp_path: Path) -> No
     loaded = lora.parameters(pipe.unet)
     assert loaded.keys() == policy.lora_parameters().keys()
     assert all(torch.equal(loaded[name], value) for name, value in policy.lora_state().items())
-    layers = [module for module in pipe.unet.modules() if isinstance(module, lora.LoraLayer)]
+    layers = [module for module in pipe.unet.modules() if isinstance(module, LoraLayer)]
     assert layers and all(layer.scaling == {lora.ADAPTER: 1.5} for layer in layers)
-    with safe_open(tmp_path / lora.WEIGHT_NAME, framework="pt") as file:
+    with safe_open(tmp_path / WEIGHT_NAME, framework="pt") as file:
         assert all(name.startswith("unet.") for name in file.keys())  # noqa: SIM118
 
 
@@ -141,7 +143,7 @@ def test_a_lora_saved_by_older_diffusers_is_read(folder: Path, tmp_path: Path) -
         "unet." + name.replace("lora_A", "lora.down").replace("lora_B", "lora.up"): value
         for name, value in policy.lora_state().items()
     }
-    save_file(old, tmp_path / lora.WEIGHT_NAME)
+    save_file(old, tmp_path / WEIGHT_NAME)
     again = load(folder, init_from=str(tmp_path))
     assert lora.digest(again.lora_state()) == lora.digest(policy.lora_state())
 
@@ -308,11 +310,11 @@ def test_a_lora_that_does_not_fit_is_refused(folder: Path, tmp_path: Path, setti
 
 
 def test_a_file_that_is_no_unet_lora_is_refused(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / lora.WEIGHT_NAME).write_bytes(b"not a safetensors file")
+    (tmp_path / WEIGHT_NAME).write_bytes(b"not a safetensors file")
     with pytest.raises(UserError, match="cannot be read"):
         load(folder, init_from=str(tmp_path))
     load(folder).save_lora(tmp_path)
-    state = load_file(tmp_path / lora.WEIGHT_NAME) | {"text_encoder.q.lora_A.weight": torch.zeros(8, 4)}
-    save_file(state, tmp_path / lora.WEIGHT_NAME)
+    state = load_file(tmp_path / WEIGHT_NAME) | {"text_encoder.q.lora_A.weight": torch.zeros(8, 4)}
+    save_file(state, tmp_path / WEIGHT_NAME)
     with pytest.raises(UserError, match="text_encoder"):
         load(folder, init_from=str(tmp_path))

@@ -23,6 +23,7 @@ from conf.schema import LoraConfig, ModelConfig, SamplingConfig
 from policy import lora
 from policy.policy import Policy
 from policy.rollout import rollout
+from policy.source import WEIGHT_NAME
 from tests.pipelines import tiny_pipeline
 
 PROMPTS, SEEDS, STEPS, GUIDANCE = ["a cat on the beach", "two dog"], [3, 4], 4, 3.0
@@ -200,7 +201,7 @@ READ = [
 def test_a_run_starts_as_what_diffusers_draws_with_the_file(
     folder: Path, base: np.ndarray, tmp_path: Path, kind: Kind
 ) -> None:
-    file = tmp_path / lora.WEIGHT_NAME
+    file = tmp_path / WEIGHT_NAME
     save_file(kind.tensors(weights(folder, **kind.of)), file, metadata=kind.metadata)
     expected = drawn(
         folder,
@@ -238,7 +239,7 @@ def test_a_lora_saved_by_peft_itself_starts_as_peft_draws_it(folder: Path, base:
 def test_layers_and_ranks_that_the_file_leaves_out_are_trained_like_the_rest(folder: Path, tmp_path: Path) -> None:
     """With A and B both 0 they would never move."""
     state = half_rank(weights(folder, targets=["to_q"]), "attn1")
-    save_file(unet(state), tmp_path / lora.WEIGHT_NAME)
+    save_file(unet(state), tmp_path / WEIGHT_NAME)
     started_state = started(folder, tmp_path).lora_state()
     fresh = started(folder, tmp_path).lora_state()
     assert lora.digest(started_state) == lora.digest(fresh)  # every process starts from the same
@@ -320,7 +321,7 @@ def test_what_is_no_plain_lora_of_this_unet_is_refused_by_what_it_holds(
     "run", [{"rank": 2}, {"targets": ["to_q"]}, {"targets": ["to_q", "conv1"]}], ids=lambda run: str(run)
 )
 def test_the_advice_of_a_refusal_helps(folder: Path, tmp_path: Path, run: dict) -> None:
-    save_file(unet(weights(folder)), tmp_path / lora.WEIGHT_NAME)
+    save_file(unet(weights(folder)), tmp_path / WEIGHT_NAME)
     advice = re.search(r"set model\.lora\.(\w+)=(.*)\.$", refusal(folder, tmp_path, **run))
     assert advice is not None
     value = advice[2].strip("[]").split(",") if advice[1] == "targets" else int(advice[2])
@@ -346,7 +347,7 @@ def test_the_advice_of_a_refusal_helps(folder: Path, tmp_path: Path, run: dict) 
 def test_settings_in_the_files_metadata_that_change_the_function_are_refused(
     folder: Path, tmp_path: Path, changes: dict, says: str
 ) -> None:
-    save_file(unet(weights(folder)), tmp_path / lora.WEIGHT_NAME, metadata=metadata(**changes))
+    save_file(unet(weights(folder)), tmp_path / WEIGHT_NAME, metadata=metadata(**changes))
     assert says in refusal(folder, tmp_path)
 
 
@@ -375,7 +376,7 @@ def test_files_of_other_formats_are_refused(folder: Path, tmp_path: Path, name: 
 
 
 def test_a_truncated_file_is_refused(folder: Path, tmp_path: Path) -> None:
-    file = tmp_path / lora.WEIGHT_NAME
+    file = tmp_path / WEIGHT_NAME
     save_file(unet(weights(folder)), file)
     file.write_bytes(file.read_bytes()[:-100])
     assert "cannot be read" in refusal(folder, tmp_path)
@@ -392,7 +393,7 @@ def test_of_a_folder_the_one_lora_is_taken_whatever_its_name(folder: Path, tmp_p
     expected = started(folder, tmp_path).lora_state()
     save_file(unet(state), tmp_path / "another.safetensors")
     assert "2 LoRA files (another.safetensors, my lora.safetensors)" in refusal(folder, tmp_path)
-    save_file(unet(state), tmp_path / lora.WEIGHT_NAME)
+    save_file(unet(state), tmp_path / WEIGHT_NAME)
     assert lora.digest(started(folder, tmp_path).lora_state()) == lora.digest(expected)
 
 
@@ -403,7 +404,7 @@ def test_what_is_handed_out_has_its_scale_in_its_weights(folder: Path, tmp_path:
     lora.save(state, tmp_path / "own", config)
     lora.export(state, tmp_path / "out", config)
     own = drawn(folder, lora_at(tmp_path / "own"))
-    tensors = load_file(tmp_path / "out" / lora.WEIGHT_NAME)
+    tensors = load_file(tmp_path / "out" / WEIGHT_NAME)
     save_file(tensors, tmp_path / "bare.safetensors")  # as a program that reads no metadata sees it
     for path in (tmp_path / "out", tmp_path / "bare.safetensors"):
         made = drawn(folder, lora_at(path))
@@ -422,7 +423,7 @@ def test_a_runs_own_lora_is_read_as_it_stands_and_blamed_by_its_own_name(folder:
     lora.save(state, tmp_path, LoraConfig(**settings()))
     read = lora.read_own(tmp_path)
     assert read.keys() == state.keys() and all(torch.equal(read[name], value) for name, value in state.items())
-    file = tmp_path / lora.WEIGHT_NAME
+    file = tmp_path / WEIGHT_NAME
     for content in (file.read_bytes()[:-10], b"", None):
         file.unlink()
         if content is not None:
