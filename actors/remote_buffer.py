@@ -10,8 +10,8 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, GetTimeoutError
 
-from buffer.messages import Claim, Lease, News, TakenBatch
 from buffer.orders import Version
+from buffer.protocol import Claim, Lease, News, TakenBatch
 from common.clock import Clock
 
 WAIT_S = 5.0  # of one call for work; who waits longer asks again, which also tells how long it waited
