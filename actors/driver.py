@@ -35,8 +35,8 @@ from actors.remote_buffer import PATIENCE_S, BufferSilent, RemoteBuffer
 from actors.reward_actor import RewardActor
 from actors.sampler_actor import SamplerActor
 from buffer.errors import RunStopped
-from buffer.messages import News
 from buffer.orders import Plan
+from buffer.protocol import News
 from buffer.settings import combination_of, rules_of
 from common.errors import UserError
 from conf import scale
@@ -141,7 +141,7 @@ class Driver:
             self.run_dir,
             self.buffer,
             lambda weights: [ray.put(weights)],
-            self.news.status["trained_batches"],
+            self.news.trained,
         )
         self.started, self.epoch = time.time(), self.news.epoch  # the epoch that names this sitting
         self.fleet = Fleet(self.buffer)
@@ -177,7 +177,7 @@ class Driver:
         self.publisher.step(news, lambda trained: self._pace(trained, news))
         self._scale_as_asked()
         self.fleet.tend(news.overdue, news.seconds)
-        self.mirroring.follow(news.status["trained_batches"], len(news.evaluations))
+        self.mirroring.follow(news.trained, len(news.evaluations))
         self.gauges.show(news, self.fleet, self.publisher.log.rows, self.mirroring.behind)
         if news.stop or time.monotonic() - self.recorded >= RECORD_S:
             self.record(news)
@@ -233,15 +233,15 @@ class Driver:
         """What the display shows of `news`."""
         log = self.publisher.log
         return Snapshot(
-            trained=news.status["trained_batches"],
+            trained=news.trained,
             rows=[row for row in log.rows if "batch" in row],
             evaluations={int(row["version"]): row.get("reward/mean") for row in log.rows if "version" in row},
             waiting={place: _waiting_share(spent) for place, spent in by_place(news.seconds).items()},
-            orders={state: news.status[f"orders_{state}"] for state in ("open", "claimed", "rolled_out", "scored")},
-            evaluating=news.status["orders_of_evaluations"],
-            set_aside=news.status["set_aside"],
+            orders=news.orders,
+            evaluating=news.evaluating,
+            set_aside=sum(news.set_aside.values()),
             restarts=sum(self.fleet.restarts.values()),
-            notes=[*self.fleet.notes, *news.status["notes"], *self.mirroring.notes],
+            notes=[*self.fleet.notes, *news.notes, *self.mirroring.notes],
             mirror_behind=self.mirroring.behind,
             advice=self.advice,
             earlier=log.earlier_batches if self.epoch > 1 else None,

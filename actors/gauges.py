@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from ray.util.metrics import Counter, Gauge
 
 from actors.fleet import Fleet
-from buffer.messages import News
+from buffer.protocol import News
 from monitoring.advice import role_of
 
 # Families of keys that are one metric with a tag: prefix of the key, name of the metric, tag.
@@ -57,13 +57,12 @@ class Gauges:
             self._set("mirror_behind", "Trained batches that the mirror does not have yet.", mirror_behind)
 
     def _show_progress(self, news: News) -> None:
-        status = news.status
-        self._set("trained_batches", "Batches trained, which is also the newest version.", status["trained_batches"])
-        self._set("batches", "Batches that the run is to train.", status["batches"])
+        self._set("trained_batches", "Batches trained, which is also the newest version.", news.trained)
+        self._set("batches", "Batches that the run is to train.", news.batches)
         self._set("epoch", "Starts of the buffer since the run began.", news.epoch)
-        self._set("set_aside", "Pictures set aside since the run began.", status["set_aside"])
-        for state in ("open", "claimed", "rolled_out", "scored"):
-            self._set("orders", "Orders of admitted batches by state.", status[f"orders_{state}"], state=state)
+        self._set("set_aside", "Pictures set aside since the run began.", sum(news.set_aside.values()))
+        for state, count in news.orders.items():
+            self._set("orders", "Orders of admitted batches by state.", count, state=state)
 
     def _show_workers(self, news: News, fleet: Fleet) -> None:
         workers: dict[tuple[str, str], int] = defaultdict(int)

@@ -11,8 +11,8 @@ from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, GetTimeoutError
 
 from actors.buffer_actor import BufferActor, Seconds
-from buffer.messages import Claim, Lease, News, TakenBatch
 from buffer.orders import Version
+from buffer.protocol import Claim, Lease, News, TakenBatch
 from common.clock import Clock
 
 P = ParamSpec("P")

@@ -67,7 +67,7 @@ def train(config: Config, prompts: list[str], run_dir: Path, mirroring: Mirrorin
             while True:
                 news = driver.step()
                 display.show(driver.snapshot(news))
-                if news.finished or (news.draining and not news.status["taken_by"]):
+                if news.finished or (news.draining and not news.training):
                     break
                 if ctrl_c.pressed and not draining:
                     display.say(f"{ctrl_c.pressed}: a batch in training is finished first; once more stops at once")
@@ -83,7 +83,7 @@ def train(config: Config, prompts: list[str], run_dir: Path, mirroring: Mirrorin
         print(in_words(compare(run_dir)))
         print(f"LoRA: {run_dir / 'lora'}\nreport: {report}")
     else:
-        print(f"stopped after {news.status['trained_batches']} batches; the same command goes on from there")
+        print(f"stopped after {news.trained} batches; the same command goes on from there")
 
 
 class CtrlC:

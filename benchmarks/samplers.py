@@ -35,8 +35,8 @@ from actors.cluster import cluster
 from actors.remote_buffer import RemoteBuffer
 from actors.reward_actor import RewardActor
 from benchmarks.measure import MIB, cpu_seconds, disk_use, growth, limits, machine_line, own_memory
-from buffer.combination import Combination
 from buffer.orders import Plan, Version
+from buffer.rows import Combination
 from buffer.rules import Rules
 from buffer.schema import rollout_table
 from buffer.store import write_batch

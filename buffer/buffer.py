@@ -23,23 +23,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from buffer import rollouts, scoring, training, workers
-from buffer.assembly import Assembly, first_pictures
-from buffer.combination import Combination
-from buffer.errors import Refused, RunStopped
+from buffer import transitions, watching
+from buffer.errors import RunStopped
 from buffer.ledger import Ledger
-from buffer.messages import Claim, Lease, News, TakenBatch
 from buffer.orders import Plan, Version
-from buffer.retention import needed_files, old_recovery_points
+from buffer.protocol import Claim, Lease, News, Refused, TakenBatch
+from buffer.rows import Assembly, Combination, first_pictures
 from buffer.rules import Rules
-from buffer.schema import check_rollout, check_scores, stack, tensors_in
-from buffer.score_types import ScoreTypes
-from buffer.state import File, State, Step, work_of
-from buffer.status import status_of
+from buffer.schema import ScoreTypes, check_rollout, check_scores, stack, tensors_in
+from buffer.state import File, State, Step, Trained, work_of
 from buffer.store import roster_of
 from common.blame import writable
-
-DELAY_S = 1.0  # of a disk, and more is nobody's time
 
 
 class TrajectoryBuffer:
@@ -59,7 +53,6 @@ class TrajectoryBuffer:
         self.clock = clock
         self._weights: dict[Version, Any] = {}  # what each published version was published with
         self._types = ScoreTypes()
-        self._deaths = 0
         self._ledger = Ledger(run_dir, plan, clock)
         self.epoch = self._ledger.epoch
         self._open()
@@ -82,7 +75,7 @@ class TrajectoryBuffer:
     def claim(self, worker: str) -> Claim | None:
         """An order to roll out, or None if nothing may be claimed now."""
         self._stop_if_due()
-        answer = self._do(rollouts.claim(self.rules, self.state, worker, self.clock()))
+        answer = self._do(transitions.claim, worker)
         if answer is None:
             return None
         order_id, version = answer
@@ -92,15 +85,15 @@ class TrajectoryBuffer:
         """Take in an order's trajectories (`schema.rollout_table`). True: they count, and are on disk. False: the
         buffer has the order already, or these weights are not the ones it is bound to. Anybody may call."""
         version = Version(*version)
-        if not rollouts.accepts(self.rules, self.state, order_id, version):
+        if not transitions.accepts(self.rules, self.state, order_id, version):
             return False
         check_rollout(self.plan.order(order_id), table)
         file = self._ledger.write(order_id, table.select(["trajectory_id", *tensors_in(table)]))
-        return bool(self._do(rollouts.add(self.rules, self.state, order_id, version, file, self.clock())))
+        return bool(self._do(transitions.add, order_id, version, file))
 
     def order_failed(self, order_id: str, worker: str, message: str) -> None:
         """The rollout raised: the third time, its pictures are set aside. Only the holder of a claim is heard."""
-        self._do(rollouts.order_failed(self.rules, self.state, order_id, worker, writable(message), self.clock()))
+        self._do(transitions.order_failed, order_id, worker, writable(message))
         self._finish_evaluations()
 
     # ---- reward workers
@@ -109,13 +102,13 @@ class TrajectoryBuffer:
         """Pictures to score, or None if there are none now."""
         self._stop_if_due()
         while True:
-            step = scoring.lease(self.rules, self.state, reward, worker, self.clock())
+            step = transitions.lease(self.rules, self.state, reward, worker, self.clock())
             if step.answer is None:
                 return None
             order_id, file, skip, alone = step.answer
             table = self._read(order_id, file)
             if table is not None:
-                self._do(step)
+                self._ledger.do(step)
                 prompts = pa.array(self.plan.order(order_id).prompts, pa.string())
                 shown = table.select(["trajectory_id", "image"]).add_column(1, "prompt", prompts)
                 return Lease(order_id, file.digest, shown, skip, alone)
@@ -123,16 +116,14 @@ class TrajectoryBuffer:
     def add_scores(self, reward: str, order_id: str, table_digest: str, table: pa.Table) -> bool:
         """Take in scores: trajectory_id int64, score float32 (finite), further columns to store. True: they count.
         Raises ValueError if a picture that is not set aside has no score."""
-        if not scoring.scores_wanted(self.rules, self.state, reward, order_id, table_digest):
+        if not transitions.scores_wanted(self.rules, self.state, reward, order_id, table_digest):
             return False
         skip = [trajectory_id for trajectory_id, _ in work_of(self.state, order_id).set_aside]
         check_scores(self.plan.order(order_id), table, skip)
         with self._ledger.remembering_a_stop():
             self._types.check(reward, table.schema)
         file = self._ledger.write(f"{order_id}.{reward}", table)
-        counts: bool = self._do(
-            scoring.add_scores(self.rules, self.state, reward, order_id, table_digest, file, self.clock())
-        )
+        counts = bool(self._do(transitions.add_scores, reward, order_id, table_digest, file))
         self._finish_evaluations()
         return counts
 
@@ -142,41 +133,36 @@ class TrajectoryBuffer:
         """These pictures raised when tried alone: the third time, one is set aside. The lease is over, and the order is
         offered again for the others. Only the holder of a lease is heard."""
         reasons = {trajectory_id: writable(reason) for trajectory_id, reason in reasons.items()}
-        self._do(
-            scoring.pictures_failed(
-                self.rules, self.state, reward, order_id, table_digest, worker, reasons, self.clock()
-            )
-        )
+        self._do(transitions.pictures_failed, reward, order_id, table_digest, worker, reasons)
         self._finish_evaluations()
 
     def trying_alone(self, worker: str, trajectory_id: int | None) -> None:
         """Say which single picture is tried next (None: none any more): a death then counts against the picture."""
-        self._do(scoring.trying_alone(self.state, worker, trajectory_id, self.clock()))
+        self._do(transitions.trying_alone, worker, trajectory_id)
 
     # ---- the fleet
 
     def worker_died(self, worker: str, node_lives: bool = True) -> None:
         """Claims, leases and the batch of a sampler, reward worker or learner go back."""
-        self._deaths += 1
-        self._do(workers.worker_died(self.rules, self.state, worker, node_lives, self.clock()))
+        self._do(transitions.worker_died, worker, node_lives)
         self._finish_evaluations()
 
     def overdue(self) -> list[str]:
         """Workers to be killed: they outlived the time-out of a lease, or twice that of a claim."""
-        return workers.overdue(self.rules, self.state, self.clock())
+        return transitions.overdue(self.rules, self.state, self.clock())
 
     # ---- learner and driver
 
     def take(self, learner: str) -> TakenBatch | None:
         """The batch to train now, or None. `learner` names the whole group; asking again gives the batch again."""
         self._stop_if_due()
-        step = training.take(self.rules, self.state, learner, self.clock())
+        step = transitions.take(self.rules, self.state, learner, self.clock())
         if step.answer is None:
             return None
         live, aside = self._rows(self.rules.sizes.batch_orders(step.answer), tensors=True)
         if live is None:
             return None  # something was damaged, and is made again
-        self._do(step)
+        self._ledger.do(step)
         batch, name = step.answer, self._ledger.store.new_name("")[1:]
         return TakenBatch(batch, self.state.trained[-1].version, self.state.rosters[batch], name, live, aside)
 
@@ -198,23 +184,21 @@ class TrajectoryBuffer:
             if missing:
                 raise Refused(f"{missing[0]} is not there; write it before calling trained.")
             roster = roster_of(self.run_dir / parquet) if parquet else ""
-        counts = self._do(
-            training.trained(self.rules, self.state, batch, version, recovery_point, parquet, roster, self.clock())
-        )
+        offered = Trained(version, recovery_point, parquet, roster)
+        counts = self._do(transitions.trained, batch, offered)
         beside = self._ledger.store.leftovers([counts.recovery_point], ["checkpoints"], f"v{batch + 1:05d}.")
-        beside += (
-            self._ledger.store.leftovers([counts.parquet], ["trajectories"], f"b{batch:05d}.") if batch >= 0 else []
-        )
+        if batch >= 0:
+            beside += self._ledger.store.leftovers([counts.parquet], ["trajectories"], f"b{batch:05d}.")
         self._ledger.remove(beside)
         if not known:
-            self._ledger.remove(self._unneeded(["tensors"]) + old_recovery_points(self.rules, self.state))
+            self._ledger.remove(self._unneeded(["tensors"]) + self.rules.old_recovery_points(self.state))
             self._finish_evaluations()
         return str(counts.recovery_point)
 
     def publish(self, version: Version, weights: Any) -> None:
         """Samplers find the weights of this version by `weights`, which every claim of it hands on (in this epoch)."""
         version = Version(*version)
-        self._do(rollouts.publish(self.rules, self.state, version))
+        self._ledger.do(transitions.publish(self.rules, self.state, version))
         served = self.served()
         self._weights = {known: by for known, by in {**self._weights, version: weights}.items() if known in served}
 
@@ -248,7 +232,7 @@ class TrajectoryBuffer:
         """Close an evaluation that can no longer be served (its recovery point does not load)."""
         if version in self.rules.open_evaluations(self.state):
             self._ledger.note(f"The evaluation of version {version} was missed: {why}.")
-        self._do(training.missed(self.rules, self.state, version, why, self.clock()))
+        self._do(transitions.missed, version, why)
         self._ledger.remove(self._unneeded(["tensors"]))
 
     # ---- watching
@@ -262,22 +246,22 @@ class TrajectoryBuffer:
         """Why the run cannot go on, in a sentence; None if it can."""
         return self._ledger.stopped or self.rules.stop(self.state)
 
-    def status(self) -> dict[str, Any]:
-        """Plain numbers and strings for a display; docs/buffer.md has their meaning."""
-        status = status_of(self.rules, self.state, self.clock())
-        return status | {"deaths": self._deaths, "stop": self.stop, "notes": list(self.notes)}
-
     def news(self) -> News:
-        status = self.status()
         return News(
             epoch=self.epoch,
             stop=self.stop,
             finished=self.finished,
             to_publish=self.to_publish(),
             served=self.served(),
-            evaluations=status["evaluations_finished"],
+            evaluations=[version for version, parquet in self.state.evaluations.items() if parquet is not None],
             overdue=self.overdue(),
-            status=status,
+            batches=self.rules.batches,
+            trained=max(self.state.next_batch, 0),
+            training=self.state.taken is not None,
+            orders=watching.orders_by_state(self.rules, self.state),
+            evaluating=watching.orders_of_evaluations(self.rules, self.state),
+            set_aside=watching.set_aside(self.state),
+            notes=list(self.notes),
             seconds={},
             draining=False,
         )
@@ -287,15 +271,15 @@ class TrajectoryBuffer:
 
     # ---- the machinery
 
-    def _do(self, step: Step) -> Any:
-        return self._ledger.do(step)
+    def _do(self, transition: Callable[..., Step], *call: Any) -> Any:
+        return self._ledger.do(transition(self.rules, self.state, *call, self.clock()))
 
     def _stop_if_due(self) -> None:
         if self.stop is not None:
             raise RunStopped(self.stop)
 
     def _open(self) -> None:
-        self._do(training.reopen(self.rules, self.state))
+        self._ledger.do(transitions.reopen(self.rules, self.state))
         for version in self.rules.open_evaluations(self.state):
             if not (self.run_dir / self.state.trained[version].recovery_point).exists():
                 self.evaluation_missed(version, "its recovery point is gone")
@@ -303,7 +287,7 @@ class TrajectoryBuffer:
         self._finish_evaluations()
 
     def _unneeded(self, folders: list[str]) -> list[str]:
-        return self._ledger.store.leftovers(needed_files(self.rules, self.state), folders)
+        return self._ledger.store.leftovers(self.rules.needed_files(self.state), folders)
 
     def _read(self, order_id: str, file: File, reward: str | None = None) -> pa.Table | None:
         """An acknowledged table; if it is damaged, it is journaled as to be made again, and said so."""
@@ -315,7 +299,7 @@ class TrajectoryBuffer:
     def _make_again(self, order_id: str, reward: str | None, file: File, why: str) -> None:
         what = f"scored with {reward}" if reward else "rolled out"
         self._ledger.note(f"{file.path} {why}: order {order_id} is {what} again.")
-        self._do(rollouts.damaged(self.rules, self.state, order_id, reward, file.path, self.clock()))
+        self._do(transitions.damaged, order_id, reward, file.path)
 
     def _rows(self, orders: tuple[str, ...], tensors: bool) -> tuple[pa.Table | None, pa.Table]:
         """(rows that take part, rows set aside) of some orders, sorted; None for the first if anything is damaged."""
@@ -338,5 +322,5 @@ class TrajectoryBuffer:
                 rows = stack([live, aside]).drop_columns(["batch", "age", "age_in_flight"])
                 with self._ledger.remembering_a_stop():
                     path = self._ledger.store.write_evaluation(version, rows.sort_by([("trajectory_id", "descending")]))
-                self._do(training.evaluated(self.rules, self.state, version, path, self.clock()))
+                self._do(transitions.evaluated, version, path)
                 self._ledger.remove(self._unneeded(["tensors"]))

@@ -16,10 +16,6 @@ class RunStopped(Exception):
     """
 
 
-class Refused(Exception):
-    """A call of somebody whose work does not count (any more); whoever made it drops the work and asks anew."""
-
-
 @contextmanager
 def disk_stops_the_run(folder: Path) -> Iterator[None]:
     """Turn errors of the disk that `folder` is on into `RunStopped`: it is full, or it failed. Other errors pass."""

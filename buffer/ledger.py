@@ -12,12 +12,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from buffer import workers
 from buffer.errors import RunStopped
 from buffer.journal import ALL_EPOCHS, Journal, read_counted
 from buffer.orders import Plan
 from buffer.state import File, Record, State, Step, fold
 from buffer.store import Store
+from buffer.transitions import excused
 from common.errors import UserError
 
 DELAY_S = 1.0  # of a disk, and more is nobody's time
@@ -94,7 +94,7 @@ class Ledger:
             yield
         finally:
             if (delay := self.clock() - start) > DELAY_S:
-                self.state = workers.excused(self.state, delay)
+                self.state = excused(self.state, delay)
 
     def _check_identity(self, plan: Plan, history: list[Record]) -> None:
         theirs = ours = plan.identity()

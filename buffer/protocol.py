@@ -1,16 +1,90 @@
-"""What workers ask of the trajectory buffer.
+"""What the buffer and its workers say to each other: the calls, and what they are answered with.
 
-`TrajectoryBuffer` itself has it, for workers of the same process, and so has its stand-in for workers of other
+`TrajectoryBuffer` itself has these calls, for workers of the same process, and so has its stand-in for workers of other
 processes (actors/remote_buffer.py). Every call may be made twice: the second time changes nothing.
 """
 
 from collections.abc import Mapping
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import pyarrow as pa
 
-from buffer.messages import Claim, Lease, TakenBatch
-from buffer.orders import Version
+from buffer.orders import Order, Version
+
+
+class Refused(Exception):
+    """A call of somebody whose work does not count (any more); whoever made it drops the work and asks anew."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Roll this order out with these weights, and `add` the table.
+
+    Example: Claim(order=Order("b00003.02", ...), version=Version(2, "9f86d081884c7d65"), weights={...})
+    """
+
+    order: Order
+    version: Version  # give it back to `add`; any other is refused
+    weights: Any  # what the version was published with
+
+
+@dataclass(frozen=True)
+class Lease:
+    """Score these pictures, and `add_scores`.
+
+    Example: Lease("b00003.02", "4355a46b19d348dc", table, skip=(226,), alone=False)
+    """
+
+    order_id: str
+    table_digest: str  # give it back to `add_scores`; scores of another table are refused
+    table: pa.Table  # trajectory_id int64, prompt string, image uint8 [H, W, 3]: always all rows of the order
+    skip: tuple[int, ...]  # set aside already: pad their rows, so that the batch keeps its shape, and give no score
+    alone: bool  # scoring it has killed workers: try the pictures one by one (`trying_alone`) to find the one
+
+
+@dataclass(frozen=True)
+class TakenBatch:
+    """Train this batch, write recovery point and Parquet file under the names given, and call `trained`."""
+
+    batch: int
+    version: Version  # the weights that it is trained from; a learner that has others reloads first
+    roster: str  # digest of what is trained on; `store.write_batch` puts it into the Parquet file
+    name: str  # "e0001.003": epoch and attempt, in the name of every file the learner writes
+    table: pa.Table  # the rows to train on, by ascending trajectory_id: scalars, tensors, rewards, "reward"
+    set_aside: pa.Table  # scalars of the rows that take no part, with the reason in "set_aside"
+
+    @property
+    def recovery_point(self) -> str:
+        """Where to write the recovery point, relative to the run folder."""
+        return f"checkpoints/v{self.batch + 1:05d}.{self.name}"
+
+    @property
+    def parquet(self) -> str:
+        """Where `store.write_batch` writes the batch's rows, relative to the run folder."""
+        return f"trajectories/b{self.batch:05d}.{self.name}.parquet"
+
+
+@dataclass(frozen=True)
+class News:
+    """What has become of the run, for who publishes, watches and ends it."""
+
+    epoch: int  # another one than before: the buffer was restarted and needs the weights again
+    stop: str | None  # why the run must stop, a sentence
+    finished: bool
+    to_publish: list[tuple[Version, str]]  # versions to publish and their recovery points, oldest first
+    served: list[Version]  # versions whose weights somebody may still ask for
+    evaluations: list[int]  # versions whose evaluation is complete
+    overdue: list[str]  # workers to be killed, for what they hold has outlived its time-out
+    batches: int  # that the run is to train
+    trained: int  # of them
+    training: bool  # a learner has a batch
+    orders: dict[str, int]  # of admitted batches: "open", "claimed", "rolled_out" (waiting for scores), "scored"
+    evaluating: int  # orders of evaluations that are not over
+    set_aside: dict[str, int]  # reason -> pictures, over the whole run
+    notes: list[str]  # what was damaged, removed or missed in this epoch, in sentences
+    seconds: dict[str, dict[str, float]]  # of each worker, by occupation, as far as they told the buffer
+    draining: bool  # nothing new is handed out
 
 
 class Buffer(Protocol):

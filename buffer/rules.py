@@ -258,3 +258,22 @@ class Rules:
     def finished(self, state: State) -> bool:
         """All batches trained and no evaluation open."""
         return state.next_batch >= self.batches and not self.open_evaluations(state)
+
+    # ---- files
+
+    def needed_files(self, state: State) -> set[str]:
+        """Paths in the run folder that the state names and somebody may still ask for; whatever else bears a run's own
+        names was never acknowledged, or is needed no more."""
+        needed = {trained.parquet for trained in state.trained} | {path for path in state.evaluations.values() if path}
+        if state.trained:
+            needed |= {state.trained[version].recovery_point for version in self.kept(state)}
+        for work in state.work.values():
+            needed |= {work.table.path} if work.table else set()
+            needed |= {score.file.path for score in work.scores}
+        return needed
+
+    def old_recovery_points(self, state: State) -> list[str]:
+        """[14] Recovery points that count and are kept no longer. Never one that is being written, which the state
+        cannot name: a later `trained` is journaled before anything is in this list."""
+        old = set(range(len(state.trained))) - self.kept(state)
+        return [state.trained[version].recovery_point for version in sorted(old)]

@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from buffer.assembly import first_pictures
 from buffer.journal import ALL_EPOCHS, read_counted
 from buffer.orders import Sizes
+from buffer.rows import first_pictures
 from buffer.schema import stack
 from buffer.state import Record, State, fold
 from buffer.store import read_arrow

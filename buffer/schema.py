@@ -5,19 +5,17 @@ one file a batch. They are apart because query engines stop at arrays of 100,000
 Diffusion 1.5 has 835,584.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from buffer.combination import Combination
+from buffer.errors import RunStopped
 from buffer.orders import Order
-from buffer.state import Work
 
 TENSORS = ("latents", "timesteps", "log_probs", "image")
-TIME = pa.timestamp("us", tz="UTC")
+PROMOTE = "permissive"  # where tables come below one another: whole numbers and others, or none at all, fit
 
 
 def rollout_table(
@@ -92,67 +90,37 @@ def check_scores(order: Order, table: pa.Table, skip: Sequence[int]) -> None:
         raise ValueError(f"Scores of order {order.order_id} are not all finite; a picture without one has failed.")
 
 
-def scalar_rows(order: Order, work: Work, scores: Mapping[str, pa.Table], combination: Combination) -> pa.Table:
-    """Every row of an order, set aside or not, as it is stored in Parquet (docs/buffer.md has the columns)."""
-    rows = len(order.trajectory_ids)
-    aside = dict(work.set_aside)
-    version, digest = work.version or (None, None)
-    age = in_flight = None
-    if order.batch is not None and version is not None:
-        age = order.batch - version
-        in_flight = work.newest - version if work.scores else None
-    columns: dict[str, Any] = {
-        "trajectory_id": pa.array(order.trajectory_ids, pa.int64()),
-        "order_id": pa.array([order.order_id] * rows, pa.string()),
-        "batch": pa.array([order.batch] * rows, pa.int32()),
-        "prompt": pa.array(order.prompts, pa.string()),
-        "prompt_id": pa.array(order.prompt_ids, pa.int32()),
-        "seed": pa.array(order.seeds, pa.int64()),
-        "policy_version": pa.array([version] * rows, pa.int32()),
-        "policy_digest": pa.array([digest] * rows, pa.string()),
-        "age": pa.array([age] * rows, pa.int32()),
-        "age_in_flight": pa.array([in_flight] * rows, pa.int32()),
-    }
-    values: dict[str, np.ndarray] = {}
-    for reward in combination.weights:
-        found = _aligned(columns["trajectory_id"], scores.get(reward))
-        columns[reward] = found.pop("score", pa.nulls(rows, pa.float32()))
-        columns.update({f"{reward}.{name}": column for name, column in found.items()})
-        values[reward] = columns[reward].to_numpy(zero_copy_only=False)
-    total = combination(values)
-    left_out = np.array([trajectory_id in aside for trajectory_id in order.trajectory_ids])
-    columns["reward"] = pa.array(total.astype(np.float32), mask=left_out | np.isnan(total))
-    columns["set_aside"] = pa.array([aside.get(trajectory_id) for trajectory_id in order.trajectory_ids], pa.string())
-    for name, time in (("claimed", work.claimed), ("rolled_out", work.rolled_out), ("scored", work.scored)):
-        columns[name] = times(time, rows)
-    return pa.table(columns)
-
-
-def times(seconds: float, rows: int) -> pa.Array:
-    """A column of one moment; nulls for 0, which stands for never."""
-    return pa.array([int(seconds * 1e6) if seconds else None] * rows, TIME)
-
-
-def _aligned(ids: pa.Array, scores: pa.Table | None) -> dict[str, pa.Array]:
-    """A reward's columns in the order of `ids`, null where it has no row."""
-    if scores is None:
-        return {}
-    places = pc.index_in(ids, value_set=scores["trajectory_id"].combine_chunks())
-    found = scores.drop_columns(["trajectory_id"]).combine_chunks().take(places)
-    return {name: found[name].combine_chunks() for name in found.column_names}
-
-
-def with_tensors(scalars: pa.Table, tensors: pa.Table) -> pa.Table:
-    """Scalars and tensors of one order side by side, without the rows that are set aside; nothing heavy is copied."""
-    for name in tensors_in(tensors):
-        scalars = scalars.append_column(name, tensors[name])
-    live = scalars["set_aside"].is_null().to_numpy()
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], live.astype(np.int8), [0]])))
-    runs = zip(edges[::2], edges[1::2], strict=True)
-    pieces = [scalars.slice(start, stop - start) for start, stop in runs]
-    return pa.concat_tables(pieces) if pieces else scalars.slice(0, 0)
-
-
 def stack(tables: Sequence[pa.Table]) -> pa.Table:
     """Tables below one another; a column that one lacks is null there."""
-    return pa.concat_tables(tables, promote_options="permissive")
+    return pa.concat_tables(tables, promote_options=PROMOTE)
+
+
+class ScoreTypes:
+    """What each reward answered with so far: its columns have the same types from order to order, or no batch could be
+    put together of them."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, pa.Schema] = {}
+
+    def check(self, reward: str, schema: pa.Schema) -> None:
+        """Remember what a reward answers with. Raises RunStopped if it does not fit to what it answered before."""
+        if not self.fit(reward, schema):
+            known = self._known[reward]
+            name = next(n for n in schema.names if n in known.names and not _fit(known, pa.schema([schema.field(n)])))
+            raise RunStopped(
+                f"Reward {reward} put {schema.field(name).type} into its column {name!r}, where it put "
+                f"{known.field(name).type} before; have it answer in one type, and start the run again."
+            )
+        self._known[reward] = pa.unify_schemas([self._known.get(reward, schema), schema], promote_options=PROMOTE)
+
+    def fit(self, reward: str, schema: pa.Schema) -> bool:
+        """Whether these columns and those before can be put below one another."""
+        return reward not in self._known or _fit(self._known[reward], schema)
+
+
+def _fit(one: pa.Schema, other: pa.Schema) -> bool:
+    try:
+        pa.unify_schemas([one, other], promote_options=PROMOTE)
+    except pa.ArrowException:
+        return False
+    return True

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from buffer.combination import Combination
 from buffer.orders import Plan, Sizes
+from buffer.rows import Combination
 from buffer.rules import Rules
 from conf.schema import Combine, Config
 

@@ -1,23 +1,12 @@
 """The buffer's state: plain data, and the fold of journal records into it.
 
 The state machine is three things: this data, the decisions in `rules.py` (one small method a rule of docs/buffer.md),
-and the transitions in `rollouts.py`, `scoring.py`, `training.py` and `workers.py`. A transition is a pure function of
-the state and what was called, with the time as an argument. It gives a `Step`: the new state, the records to journal
-*before* anybody hears the answer, and the answer. No file, no clock, no Ray.
-
-    order:  OPEN ─► CLAIMED(version) ─► ROLLED_OUT ─► SCORED      a lost worker's claim or lease goes back
-    batch:  OPEN ─► READY (roster frozen) ─► TAKEN ─► TRAINED     a lost learner: TAKEN goes back to READY
+and the transitions in `transitions.py`. A transition is a pure function of the state and what was called, with the time
+as an argument. It gives a `Step`: the new state, the records to journal *before* anybody hears the answer, and the
+answer. No file, no clock, no Ray.
 
 The durable part changes only by `fold`, so the state after a restart is the fold of the journal. What is not durable
 (claims, leases, who has taken the batch, what is published, deaths) starts empty in every epoch: it all goes back.
-
-Why no trajectory is older than k (`max_staleness`) when it is trained. Let v be the version that an order of batch u
-is bound to. (1) It is bound at its first claim, to the newest published version, and it may be claimed only if that is
-at least u - k; so v >= u - k. (2) It stays bound: the record is journaled before the claim is answered, and only
-trajectories of exactly that version and digest are taken in. (3) Batch u trains only after batch u - 1, and version n
-is by definition the weights after n batches; so batch u trains at version u, at age u - v <= u - (u - k) = k.
-Nothing is thrown away for it, and nothing waits for ever: batch n, the oldest unfinished one, needs version n - k or
-newer, and version n is trained and therefore gets published.
 """
 
 from collections.abc import Callable, Mapping
@@ -84,7 +73,6 @@ class State(NamedTuple):
     rosters: Mapping[int, str] = {}  # batches that are ready and not yet trained -> digest of what they will train on
     evaluations: Mapping[int, str | None] = {}  # version number -> its Parquet file, or None: missed
     set_aside_in_trained: Mapping[str, int] = {}  # reason -> pictures, of trained batches
-    damaged: int = 0  # acknowledged files that were found damaged and are made again
     # of this epoch
     published: frozenset[int] = frozenset()
     claims: Mapping[str, tuple[Hold, ...]] = {}  # order id -> who is rolling it out
@@ -126,7 +114,7 @@ def without(mapping: Mapping[Any, Any], *keys: Any) -> dict[Any, Any]:
 
 def restarted(state: State) -> State:
     """The same run in a new epoch: what is durable."""
-    return State(*state[:7])
+    return State(*state[:6])
 
 
 def fold(state: State, record: Record) -> State:
@@ -222,7 +210,7 @@ def _again(state: State, record: Record) -> State:
         state = _change(state, order_id, table=None)
     batch = _batch(order_id)
     taken = None if batch == state.next_batch else state.taken
-    return state._replace(rosters=without(state.rosters, batch), taken=taken, damaged=state.damaged + 1)
+    return state._replace(rosters=without(state.rosters, batch), taken=taken)
 
 
 def _ready(state: State, record: Record) -> State:

@@ -13,6 +13,7 @@ the journal shows.
 
 import contextlib
 import hashlib
+import io
 import os
 import re
 import shutil
@@ -26,8 +27,9 @@ import pyarrow.parquet as pq
 
 from buffer.errors import disk_stops_the_run
 from buffer.journal import sync_folder
-from buffer.messages import TakenBatch
-from buffer.schema import stack, tensors_in, times
+from buffer.protocol import TakenBatch
+from buffer.rows import times
+from buffer.schema import stack, tensors_in
 from buffer.state import File
 
 FOLDERS = ("tensors", "trajectories", "evaluation", "checkpoints")
@@ -119,8 +121,7 @@ def write_batch(run_dir: Path, taken: TakenBatch, advantages: np.ndarray, now: f
 
 def roster_of(path: Path) -> str:
     """The roster that `write_batch` put into a batch's Parquet file."""
-    roster: bytes = (pq.read_schema(path).metadata or {})[ROSTER]
-    return roster.decode()
+    return str((pq.read_schema(path).metadata or {})[ROSTER], "utf-8")
 
 
 def digest_of(path: Path) -> str:
@@ -149,32 +150,19 @@ def write_new(run_dir: Path, path: str, write: Callable[[IO[bytes]], Any]) -> An
     return result
 
 
-class _Digesting:
+class _Digesting(io.BufferedIOBase):
     """A file that computes the sha256 of what is written to it, so that it need not be read again."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
         self.digest = hashlib.sha256()
-        self.closed = False
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: Any) -> int:
         self.digest.update(data)
         return self.file.write(data)
 
     def tell(self) -> int:
         return self.file.tell()
 
-    def flush(self) -> None:
-        self.file.flush()
-
     def writable(self) -> bool:
         return True
-
-    def readable(self) -> bool:
-        return False
-
-    def seekable(self) -> bool:
-        return False
-
-    def close(self) -> None:
-        """The file is closed by who opened it."""

@@ -1,8 +1,8 @@
 """Where a worker's time goes.
 
-Occupations that begin with "waiting" are waiting. Example: a sampler that has no order, because the reward aesthetic is
-not done, is "waiting for orders: scores of aesthetic" (buffer/waiting.py has the reasons). What its calls of the buffer
-take besides is "waiting for the buffer".
+Occupations that begin with "waiting" are waiting. Example: a sampler without an order, because the reward aesthetic is
+not done, is "waiting for orders: scores of aesthetic" (buffer/watching.py has the reasons). What its calls of the
+buffer take besides is "waiting for the buffer".
 """
 
 import time

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 
 from buffer.buffer import TrajectoryBuffer
-from buffer.combination import Combination
-from buffer.messages import Claim, Lease, TakenBatch
 from buffer.orders import Order, Plan, Version
+from buffer.protocol import Claim, Lease, TakenBatch
+from buffer.rows import Combination
 from buffer.rules import Rules
 from buffer.schema import rollout_table
 from buffer.store import write_batch
@@ -126,10 +126,15 @@ def finish(b: TrajectoryBuffer) -> None:
             return
         moved = [roll_out(b), *[score(b, reward) for reward in b.combination.weights], train(b)]
         publish(b)
-        assert any(moved) or b.finished, b.status()
+        assert any(moved) or b.finished, b.news()
     raise AssertionError("the run does not end")
 
 
 def evaluations(b: TrajectoryBuffer) -> dict[int, pa.Table]:
     """Rows of the finished evaluations by version."""
     return {version: b.evaluation(version, 0)[0] for version, rows in sorted(b.state.evaluations.items()) if rows}
+
+
+def missed(b: TrajectoryBuffer) -> list[int]:
+    """Versions whose evaluation was missed."""
+    return [version for version, rows in b.state.evaluations.items() if rows is None]

@@ -82,7 +82,7 @@ def run(config: Config, prompts: Sequence[str]) -> Path:
                     found_work.append(worker.step())
                 except NothingScored:  # a new process would try next, and here is only this one
                     found_work.append(True)
-            assert any(found_work), f"nobody has anything to do: {buffer.status()}"
+            assert any(found_work), f"nobody has anything to do: {buffer.news()}"
         publisher.step(buffer.news())
         publisher.save_lora()
         record_sitting(run_dir, buffer.epoch, started, by_place({name: clock.read() for name, clock in clocks.items()}))

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
-from buffer.messages import News
 from buffer.orders import Version
+from buffer.protocol import News
 from common.errors import UserError
 from conf.schema import Config
 from learner import recovery
@@ -90,7 +90,7 @@ class Publisher:
                 row = recovery.read_metrics(folder, version)
                 self.log.add_batch(version.number - 1, {**row, **more(version.number)})
         except UserError as error:
-            if version.number >= news.status["trained_batches"] - self.config.buffer.max_staleness:
+            if version.number >= news.trained - self.config.buffer.max_staleness:
                 raise
             self.buffer.evaluation_missed(version.number, str(error))
             return

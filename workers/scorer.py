@@ -3,8 +3,7 @@
 import numpy as np
 import pyarrow as pa
 
-from buffer.messages import Lease
-from buffer.protocol import Buffer
+from buffer.protocol import Buffer, Lease
 from buffer.schema import tensors_of
 from common.clock import Clock
 from rewards.base import NamedReward, Scores, score_order, score_rows

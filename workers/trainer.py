@@ -9,9 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from buffer.errors import Refused
-from buffer.messages import TakenBatch
-from buffer.protocol import Buffer
+from buffer.protocol import Buffer, Refused, TakenBatch
 from buffer.store import write_batch
 from common.clock import Clock
 from learner.batch import batch_of

@@ -2,7 +2,7 @@
 
 A node is everything that can differ: the buffer's state, what its journal says, two workers (each rolls out or scores),
 the learner, messages of the dead that may still arrive, and how many faults are left. `successors` gives every node
-that one call, one death or one delay leads to. The calls are those of the real machine (buffer/rollouts.py and so on);
+that one call, one death or one delay leads to. The calls are those of the real machine (buffer/transitions.py);
 only tables and weights are stand-ins, whose digests say what they were made from:
 
     weights "0", "0x", "0xy"      version 2 "0xy" was trained from version 1 "0x"
@@ -15,11 +15,11 @@ Times are all 0; a worker that hangs is one whose claim is made to look old.
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from buffer import rollouts, scoring, training, workers
-from buffer.errors import Refused
+from buffer import transitions
 from buffer.orders import Version
+from buffer.protocol import Refused
 from buffer.rules import Rules
-from buffer.state import File, Hold, Record, State, Step, fold, restarted, work_of
+from buffer.state import File, Hold, Record, State, Step, Trained, fold, restarted, work_of
 
 REWARD = "size"
 TIMEOUT = 10.0
@@ -76,7 +76,7 @@ class World:
         self.sick = sick
 
     def start(self, bad: frozenset[str] = frozenset()) -> Node:
-        step = training.trained(self.rules, State(), -1, Version(0, "0"), "0", "", "", 0.0)
+        step = transitions.trained(self.rules, State(), -1, Trained(Version(0, "0"), "0", "", ""), 0.0)
         return Node(step.state, restarted(step.state), bad=bad)
 
     def journaled(self, step: Step) -> tuple[Record, ...]:
@@ -95,7 +95,11 @@ class World:
         for after, _ in self._calls(node):
             yield after
         for place, job in enumerate(node.workers):
-            if job is not None and job[0] == "hung" and NAMES[place] in workers.overdue(self.rules, node.state, 0.0):
+            if (
+                job is not None
+                and job[0] == "hung"
+                and NAMES[place] in transitions.overdue(self.rules, node.state, 0.0)
+            ):
                 yield self._died(node, place, job[1])
 
     def late(self, node: Node) -> Iterator[Node]:
@@ -125,11 +129,11 @@ class World:
                 yield self._hangs(worse, place, job)
         if "learner" in self.kinds and node.job is not None:
             dead = worse._replace(weights=None, job=None, ghosts=node.ghosts | {("trained", node.weights, node.job)})
-            yield self._apply(dead, workers.worker_died(self.rules, node.state, "learner", True, 0.0))
+            yield self._apply(dead, transitions.worker_died(self.rules, node.state, "learner", True, 0.0))
         if "damage" in self.kinds:
             for order_id, work in node.state.work.items():
                 if work.table is not None and not self.rules.closed(node.state, order_id):
-                    yield self._apply(worse, rollouts.damaged(self.rules, node.state, order_id, None, "", 0.0))
+                    yield self._apply(worse, transitions.damaged(self.rules, node.state, order_id, None, "", 0.0))
 
     # ---- calls: each gives the node after it and, if it journaled something, the disk had its answer been lost
 
@@ -151,10 +155,10 @@ class World:
         return bool(state.claims or state.leases) or any(work.failures for work in state.work.values())
 
     def _publish(self, node: Node, number: int) -> Node:
-        return self._apply(node, rollouts.publish(self.rules, node.state, node.state.trained[number].version))
+        return self._apply(node, transitions.publish(self.rules, node.state, node.state.trained[number].version))
 
     def _claims(self, node: Node, place: int) -> Iterator[tuple[Node, State | None]]:
-        step = rollouts.claim(self.rules, node.state, NAMES[place], 0.0)
+        step = transitions.claim(self.rules, node.state, NAMES[place], 0.0)
         if step.answer is None:
             return
         order_id, version = step.answer
@@ -171,7 +175,7 @@ class World:
         yield after, after.disk
 
     def _leases(self, node: Node, place: int) -> Iterator[tuple[Node, State | None]]:
-        step = scoring.lease(self.rules, node.state, REWARD, NAMES[place], 0.0)
+        step = transitions.lease(self.rules, node.state, REWARD, NAMES[place], 0.0)
         if step.answer is not None:
             job = ("scores", step.answer[0], step.answer[1].digest)
             yield self._apply(node, step)._replace(workers=_put(node.workers, place, job)), None
@@ -183,14 +187,14 @@ class World:
         if kind == "add":
             order_id, version, attempt = rest
             digest = f"{order_id}@{version.digest}.{attempt}"
-            step = rollouts.add(self.rules, node.state, order_id, version, File("", digest), 0.0)
+            step = transitions.add(self.rules, node.state, order_id, version, File("", digest), 0.0)
             if step.answer:
                 node = node._replace(told=node.told - {(order_id, version)})
         elif kind == "scores":
             order_id, table = rest
             if order_id in node.bad:
                 return self._raised(node, order_id, table, worker)
-            step = scoring.add_scores(self.rules, node.state, REWARD, order_id, table, File("", f"of {table}"), 0.0)
+            step = transitions.add_scores(self.rules, node.state, REWARD, order_id, table, File("", f"of {table}"), 0.0)
         else:
             return self._trained(node, *rest)[0], None
         after = self._apply(node, step)
@@ -201,7 +205,7 @@ class World:
             order_id, table = rest
             after, disk = self._raised(node, order_id, table, worker)
         else:
-            step = rollouts.order_failed(self.rules, node.state, rest[0], worker, "it raises", 0.0)
+            step = transitions.order_failed(self.rules, node.state, rest[0], worker, "it raises", 0.0)
             after = self._apply(node, step)
             disk = after.disk
         if any(work.set_aside for work in after.state.work.values()):
@@ -210,13 +214,13 @@ class World:
 
     def _raised(self, node: Node, order_id: str, table: str, worker: str | None) -> tuple[Node, State | None]:
         reasons = dict.fromkeys(self.rules.sizes.trajectory_ids(order_id), "it raises")
-        step = scoring.pictures_failed(self.rules, node.state, REWARD, order_id, table, worker or "", reasons, 0.0)
+        step = transitions.pictures_failed(self.rules, node.state, REWARD, order_id, table, worker or "", reasons, 0.0)
         after = self._apply(node, step)
         return after, after.disk if step.records else None
 
     def _learns(self, node: Node) -> Iterator[tuple[Node, State | None]]:
         if node.job is None:
-            step = training.take(self.rules, node.state, "learner", 0.0)
+            step = transitions.take(self.rules, node.state, "learner", 0.0)
             if step.answer is None:
                 return
             weights = node.weights
@@ -240,7 +244,8 @@ class World:
         batch, roster, rows, letter = job
         version = Version(batch + 1, weights + letter)
         try:
-            step = training.trained(self.rules, node.state, batch, version, version.digest, version.digest, roster, 0.0)
+            offered = Trained(version, version.digest, version.digest, roster)
+            step = transitions.trained(self.rules, node.state, batch, offered, 0.0)
         except Refused:
             return node, None
         if step.records:
@@ -285,7 +290,7 @@ class World:
 
     def _died(self, node: Node, place: int, job: Any) -> Node:
         """A worker dies and another takes its place; its last call may still arrive."""
-        after = self._apply(node, workers.worker_died(self.rules, node.state, NAMES[place], True, 0.0))
+        after = self._apply(node, transitions.worker_died(self.rules, node.state, NAMES[place], True, 0.0))
         ghosts = node.ghosts | {job} if job is not None else node.ghosts
         return _all_ask(after._replace(workers=_put(node.workers, place, None), ghosts=ghosts))
 
@@ -299,7 +304,7 @@ class World:
 
     def _restart(self, node: Node) -> Node:
         """The buffer starts anew from its journal; workers and learner live on with what they hold."""
-        step = training.reopen(self.rules, restarted(node.disk))
+        step = transitions.reopen(self.rules, restarted(node.disk))
         return _all_ask(node._replace(state=step.state, disk=restarted(step.state)))
 
     # ---- the journal

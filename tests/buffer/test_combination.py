@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from buffer.combination import Combination
+from buffer.rows import Combination
 
 SCORES = {"beauty": np.array([4.0, 6.0, 9.0, np.nan], np.float32), "truth": np.array([1.0, 0.5, 0.0, 1.0], np.float32)}
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from buffer import rollouts, scoring, training
+from buffer import transitions
 from buffer.journal import counted
 from buffer.orders import Sizes, Version
 from buffer.rules import Rules
@@ -307,24 +307,24 @@ class Side:
         """The one thing that is to be done next."""
         state, rules = self.state, self.rules
         if not state.trained:
-            self.do(training.trained(rules, state, -1, Version(0, "0"), "0", "", "", 0.0))
+            self.do(transitions.trained(rules, state, -1, Trained(Version(0, "0"), "0", "", ""), 0.0))
         elif missing := sorted(rules.served(state) - state.published):
-            self.do(rollouts.publish(rules, state, state.trained[missing[-1]].version))
-        elif answer := self.do(scoring.lease(rules, state, REWARD, "b", 0.0)):
+            self.do(transitions.publish(rules, state, state.trained[missing[-1]].version))
+        elif answer := self.do(transitions.lease(rules, state, REWARD, "b", 0.0)):
             file = File("", f"of {answer[1].digest} in epoch {self.epoch}")
-            self.do(scoring.add_scores(rules, self.state, REWARD, answer[0], answer[1].digest, file, 0.0))
-        elif (batch := self.do(training.take(rules, state, "learner", 0.0))) is not None:
+            self.do(transitions.add_scores(rules, self.state, REWARD, answer[0], answer[1].digest, file, 0.0))
+        elif (batch := self.do(transitions.take(rules, state, "learner", 0.0))) is not None:
             version = Version(batch + 1, f"{state.trained[-1].version.digest}.{self.epoch}")
             roster = state.rosters[batch]
-            self.do(training.trained(rules, self.state, batch, version, version.digest, "", roster, 0.0))
-        elif answer := self.do(rollouts.claim(rules, state, "a", 0.0)):
+            self.do(transitions.trained(rules, self.state, batch, Trained(version, version.digest, "", roster), 0.0))
+        elif answer := self.do(transitions.claim(rules, state, "a", 0.0)):
             order_id, version = answer
             self.told.append((order_id, version))
             self.add(order_id, version)
 
     def add(self, order_id: str, version: Version) -> None:
         digest = f"{order_id}@{version.digest} in epoch {self.epoch}"
-        counts = self.do(rollouts.add(self.rules, self.state, order_id, version, File("", digest), 0.0))
+        counts = self.do(transitions.add(self.rules, self.state, order_id, version, File("", digest), 0.0))
         if counts and work_of(self.state, order_id).version != version:
             raise Violation(f"{order_id} has a table of {version}")
 

@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from buffer.buffer import TrajectoryBuffer
-from buffer.combination import Combination
-from buffer.errors import Refused, RunStopped
-from buffer.messages import Claim, Lease
+from buffer.errors import RunStopped
 from buffer.orders import Plan, Version, parse
+from buffer.protocol import Claim, Lease, Refused
+from buffer.rows import Combination
 from buffer.schema import tensors_of
 from buffer.state import restarted
 from common.errors import UserError
@@ -30,6 +30,7 @@ from tests.buffer_toy import (
     buffer,
     evaluations,
     finish,
+    missed,
     publish,
     roll_out,
     rolled_out,
@@ -217,12 +218,12 @@ def test_a_rollout_that_raises_three_times_is_set_aside_with_the_reason(tmp_path
         assert claim and claim.order.order_id == "b00000.00"
         b.order_failed(claim.order.order_id, "s0", "nan in latents")
         b.order_failed(claim.order.order_id, "s0", "said twice")  # not a holder any more
-    assert b.status()["set_aside_by_reason"] == {"nan in latents": 2}
+    assert b.news().set_aside == {"nan in latents": 2}
     finish(b)
     found = rows(tmp_path)[0]
     assert [row["set_aside"] for row in found] == ["nan in latents"] * 2 + [None] * 6
     assert [row["advantage"] is None for row in found] == [True] * 2 + [False] * 6
-    assert b.status()["set_aside"] == 2
+    assert sum(b.news().set_aside.values()) == 2
 
 
 def test_a_picture_that_raises_is_set_aside_and_the_others_are_scored(tmp_path: Path) -> None:
@@ -257,9 +258,9 @@ def test_failures_with_one_reward_say_nothing_of_another(tmp_path: Path) -> None
 
     for reward in ("size", "size", "other", "other"):
         fails(reward)
-        assert b.status()["set_aside"] == 0
+        assert not b.news().set_aside
     fails("other")
-    assert b.status()["set_aside_by_reason"] == {"other: once": 1}
+    assert b.news().set_aside == {"other: once": 1}
 
 
 @pytest.mark.parametrize("what", [errno.EIO, errno.EROFS, errno.ESTALE])
@@ -318,7 +319,7 @@ def test_too_many_failures_stop_the_run_and_a_new_start_tries_again(tmp_path: Pa
     with pytest.raises(RunStopped):
         b.take("learner")
     mended = buffer(tmp_path)
-    assert mended.stop is None and mended.status()["set_aside"] == 0
+    assert mended.stop is None and not mended.news().set_aside
     finish(mended)
     assert all(row["set_aside"] is None for batch in rows(tmp_path).values() for row in batch)
     assert len(rows(tmp_path)) == 3
@@ -356,7 +357,7 @@ def test_a_place_where_everything_fails_sets_nothing_aside_while_another_works(t
     while roll_out(b, "sampler-1.0"):
         pass
     finish(b)
-    assert b.status()["set_aside"] == 0
+    assert not b.news().set_aside
 
 
 def test_pictures_that_fail_at_one_place_of_a_reward_are_scored_at_another(tmp_path: Path) -> None:
@@ -372,7 +373,7 @@ def test_pictures_that_fail_at_one_place_of_a_reward_are_scored_at_another(tmp_p
     assert seen == ["b00000.01", "b00000.02", "b00000.03"]
     while score(b, worker="reward-size-1.0"):
         pass
-    assert train(b) and b.status()["set_aside"] == 0
+    assert train(b) and not b.news().set_aside
 
 
 def lease_id(lease: Lease) -> int:
@@ -396,7 +397,7 @@ def test_work_that_fails_at_two_places_is_set_aside(tmp_path: Path) -> None:
     assert b.claim("sampler-0.1") is None  # it is the other's turn
     b.order_failed(last_order(b, "sampler-1.0").order.order_id, "sampler-1.0", "boom")
     b.order_failed(last_order(b, "sampler-0.1").order.order_id, "sampler-0.1", "boom")
-    assert b.status()["set_aside_by_reason"] == {"boom": 2}
+    assert b.news().set_aside == {"boom": 2}
 
 
 def test_the_place_that_is_left_tries_what_failed_there(tmp_path: Path) -> None:
@@ -441,7 +442,7 @@ def test_who_works_on_what_others_failures_set_aside_is_not_late(tmp_path: Path)
     assert b.overdue() == ["slow"]
     for worker in ("s1", "s2", "s1"):
         b.order_failed(last_order(b, worker).order.order_id, worker, "boom")
-    assert b.status()["set_aside"] == 2 and b.overdue() == []
+    assert sum(b.news().set_aside.values()) == 2 and b.overdue() == []
 
 
 def test_a_learner_that_hangs_is_overdue(tmp_path: Path) -> None:
@@ -689,7 +690,7 @@ def test_a_damaged_table_is_rolled_out_again_at_its_version(tmp_path: Path, same
     b = buffer(run, max_staleness=0)
     publish(b)
     assert b.take("learner") is None
-    assert b.status()["damaged"] == 1 and "b00000.02 is rolled out again" in b.status()["notes"][0]
+    assert len(b.notes) == 1 and "b00000.02 is rolled out again" in b.notes[0]
     claim = b.claim("s0")
     assert claim and claim.order.order_id == "b00000.02" and claim.version == V0
     assert b.add(claim.order.order_id, V0, rolled_out(claim.order, V0, "" if same else "other device"))
@@ -704,13 +705,13 @@ def test_damage_is_noticed_when_pictures_are_leased_and_damaged_scores_are_made_
     start(b)
     roll_out(b)
     (tmp_path / table_of(b, "b00000.00")).unlink()
-    assert b.lease("size", "r0") is None and b.status()["damaged"] == 1
+    assert b.lease("size", "r0") is None and len(b.notes) == 1
     for _ in range(4):
         roll_out(b)
         score(b)
     (tmp_path / b.state.work["b00000.03"].scores[0].file.path).write_bytes(b"?")
     assert b.take("learner") is None
-    assert "scored with size again" in b.status()["notes"][1]
+    assert "scored with size again" in b.notes[1]
     finish(b)
 
 
@@ -734,7 +735,7 @@ def fill_up_and_go_on(run: Path, mounted: bool) -> None:
     acknowledged = restarted(b.state)
     with pytest.raises(RunStopped, match="is full"):
         b.claim("s0")
-    assert "is full" in b.status()["stop"]
+    assert b.stop and "is full" in b.stop
     if mounted:
         subprocess.run(["mount", "-o", "remount,size=30m", run], check=True)
     else:
@@ -834,7 +835,7 @@ def test_pictures_of_an_evaluation_go_by_their_ids_whatever_was_set_aside(tmp_pa
 def test_an_evaluation_that_cannot_be_served_is_missed(tmp_path: Path) -> None:
     finish(buffer(tmp_path, evaluate_versions=(3,)))
     b = buffer(tmp_path, evaluate_versions=(0, 3), batches=4)  # version 0 is gone by now
-    assert b.status()["evaluations_missed"] == [0] and "missed" in b.notes[0]
+    assert missed(b) == [0] and "missed" in b.notes[0]
     finish(b)
     assert list(evaluations(b)) == [3]
     assert buffer(tmp_path, evaluate_versions=(0, 3), batches=4).finished
@@ -870,7 +871,7 @@ def test_an_evaluation_that_comes_to_nothing_is_missed_at_the_end(tmp_path: Path
     b = buffer(tmp_path, evaluate_versions=(3,))
     start(b)
     fail_everything(b, orders=2)
-    assert b.finished and b.status()["evaluations_missed"] == [3]
+    assert b.finished and missed(b) == [3]
 
 
 def test_deaths_at_an_evaluation_stop_nothing(tmp_path: Path) -> None:
@@ -885,7 +886,7 @@ def test_deaths_at_an_evaluation_stop_nothing(tmp_path: Path) -> None:
     assert claim and claim.order.order_id == "e00000.01"
     b.worker_died("s9")
     finish(b)
-    assert b.status()["evaluations_missed"] == [0] and 3 in evaluations(b)
+    assert missed(b) == [0] and 3 in evaluations(b)
 
 
 @pytest.mark.parametrize("k", [0, 1, 2])

@@ -10,12 +10,12 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from buffer import rollouts, scoring, training, workers
-from buffer.errors import Refused
+from buffer import transitions
 from buffer.journal import counted
 from buffer.orders import Sizes, Version
+from buffer.protocol import Refused
 from buffer.rules import Rules
-from buffer.state import File, Record, State, Step, fold, restarted, work_of
+from buffer.state import File, Record, State, Step, Trained, fold, restarted, work_of
 
 SIZES = Sizes(batch_size=4, order_size=2, evaluation_count=2)
 WORKERS = ("a", "b", "c")
@@ -57,7 +57,7 @@ class Epoch:
         opened = {"kind": "opened", "epoch": number, "seals": read}
         self.state = state
         self.do(Step(fold(state, opened), (opened,)))
-        self.do(training.reopen(rules, self.state))
+        self.do(transitions.reopen(rules, self.state))
 
     def do(self, step: Step) -> Any:
         if step.records:
@@ -91,7 +91,8 @@ class Buffers(RuleBasedStateMachine):
 
     def register(self, epoch: Epoch) -> None:
         if not epoch.state.trained:
-            epoch.do(training.trained(self.rules_, epoch.state, -1, Version(0, "w0"), "w0", "", "", self.now))
+            first = Trained(Version(0, "w0"), "w0", "", "")
+            epoch.do(transitions.trained(self.rules_, epoch.state, -1, first, self.now))
         self.saw_training(epoch)
 
     def saw_training(self, epoch: Epoch) -> None:
@@ -105,12 +106,12 @@ class Buffers(RuleBasedStateMachine):
     def publish(self, old: bool) -> None:
         epoch = self.side(old)
         for number in sorted(self.rules_.served(epoch.state) - epoch.state.published)[:1]:
-            epoch.do(rollouts.publish(self.rules_, epoch.state, epoch.state.trained[number].version))
+            epoch.do(transitions.publish(self.rules_, epoch.state, epoch.state.trained[number].version))
 
     @rule(old=st.booleans(), worker=worker_names)
     def claim(self, old: bool, worker: str) -> None:
         epoch = self.side(old)
-        answer = epoch.do(rollouts.claim(self.rules_, epoch.state, worker, self.now))
+        answer = epoch.do(transitions.claim(self.rules_, epoch.state, worker, self.now))
         if answer:
             order_id, version = answer
             assert work_of(epoch.state, order_id).version == version
@@ -119,7 +120,7 @@ class Buffers(RuleBasedStateMachine):
     @rule(old=st.booleans(), worker=worker_names, reward=st.sampled_from(REWARDS))
     def lease(self, old: bool, worker: str, reward: str) -> None:
         epoch = self.side(old)
-        answer = epoch.do(scoring.lease(self.rules_, epoch.state, reward, worker, self.now))
+        answer = epoch.do(transitions.lease(self.rules_, epoch.state, reward, worker, self.now))
         if answer:
             self.calls.append(("scores", reward, answer[0], answer[1].digest))
 
@@ -136,14 +137,14 @@ class Buffers(RuleBasedStateMachine):
         if call[0] == "add":
             _, order_id, version = call
             digest = f"{order_id}@{version}#{self.made}"
-            step = rollouts.add(self.rules_, epoch.state, order_id, version, File(digest, digest), self.now)
+            step = transitions.add(self.rules_, epoch.state, order_id, version, File(digest, digest), self.now)
             if epoch.do(step) and epoch is self.epoch:
                 assert order_id not in self.acknowledged, "a second table counts"
                 self.acknowledged[order_id] = digest
         elif call[0] == "scores":
             _, reward, order_id, table = call
             file = File(f"{reward}#{self.made}", f"of {table}")
-            epoch.do(scoring.add_scores(self.rules_, epoch.state, reward, order_id, table, file, self.now))
+            epoch.do(transitions.add_scores(self.rules_, epoch.state, reward, order_id, table, file, self.now))
         else:
             self.trained(epoch, *call[1:])
         self.finish_evaluations(epoch)
@@ -151,7 +152,7 @@ class Buffers(RuleBasedStateMachine):
     @rule(old=st.booleans(), learner=st.sampled_from(("l1", "l2")))
     def take(self, old: bool, learner: str) -> None:
         epoch = self.side(old)
-        batch = epoch.do(training.take(self.rules_, epoch.state, learner, self.now))
+        batch = epoch.do(transitions.take(self.rules_, epoch.state, learner, self.now))
         if batch is not None:
             orders = self.rules_.sizes.batch_orders(batch)
             rows = tuple((o, work_of(epoch.state, o)) for o in orders)
@@ -161,9 +162,8 @@ class Buffers(RuleBasedStateMachine):
         before = len(epoch.state.trained)
         version = Version(batch + 1, f"{parent.digest}.{self.made}")
         try:
-            step = training.trained(
-                self.rules_, epoch.state, batch, version, version.digest, version.digest, roster, self.now
-            )
+            offered = Trained(version, version.digest, version.digest, roster)
+            step = transitions.trained(self.rules_, epoch.state, batch, offered, self.now)
         except Refused:
             return
         counts = epoch.do(step)
@@ -186,9 +186,9 @@ class Buffers(RuleBasedStateMachine):
             orders = self.rules_.sizes.evaluation_orders(version)
             if why := self.rules_.hopeless(epoch.state, version):
                 if epoch.state.next_batch >= self.rules_.batches:
-                    epoch.do(training.missed(self.rules_, epoch.state, version, why, self.now))
+                    epoch.do(transitions.missed(self.rules_, epoch.state, version, why, self.now))
             elif self.rules_.all_over(epoch.state, orders):
-                epoch.do(training.evaluated(self.rules_, epoch.state, version, "rows", self.now))
+                epoch.do(transitions.evaluated(self.rules_, epoch.state, version, "rows", self.now))
 
     @rule(rounds=st.integers(1, 8))
     def goes_well_for_a_while(self, rounds: int) -> None:
@@ -202,7 +202,7 @@ class Buffers(RuleBasedStateMachine):
         epoch = self.side(old)
         for order_id, holds in list(epoch.state.claims.items()):
             if worker in [hold.worker for hold in holds]:
-                epoch.do(rollouts.order_failed(self.rules_, epoch.state, order_id, worker, "boom", self.now))
+                epoch.do(transitions.order_failed(self.rules_, epoch.state, order_id, worker, "boom", self.now))
         self.finish_evaluations(epoch)
 
     @rule(old=st.booleans(), worker=worker_names, row=st.integers(0, 1))
@@ -212,7 +212,7 @@ class Buffers(RuleBasedStateMachine):
             table = work_of(epoch.state, order_id).table
             if table and worker in [hold.worker for hold in holds]:
                 picture = SIZES.trajectory_ids(order_id)[row]
-                step = scoring.pictures_failed(
+                step = transitions.pictures_failed(
                     self.rules_, epoch.state, reward, order_id, table.digest, worker, {picture: "blank"}, self.now
                 )
                 epoch.do(step)
@@ -221,7 +221,7 @@ class Buffers(RuleBasedStateMachine):
     @rule(old=st.booleans(), worker=st.sampled_from((*WORKERS, "l1", "l2")), node_lives=st.booleans())
     def dies(self, old: bool, worker: str, node_lives: bool) -> None:
         epoch = self.side(old)
-        epoch.do(workers.worker_died(self.rules_, epoch.state, worker, node_lives, self.now))
+        epoch.do(transitions.worker_died(self.rules_, epoch.state, worker, node_lives, self.now))
 
     @rule(seconds=st.sampled_from((1.0, 11.0, 25.0)))
     def time_passes(self, seconds: float) -> None:
@@ -233,7 +233,7 @@ class Buffers(RuleBasedStateMachine):
         orders = [o for o, work in state.work.items() if work.table and not self.rules_.closed(state, o)]
         if orders:
             order_id = sorted(orders)[which % len(orders)]
-            self.epoch.do(rollouts.damaged(self.rules_, state, order_id, None, "", self.now))
+            self.epoch.do(transitions.damaged(self.rules_, state, order_id, None, "", self.now))
             self.acknowledged.pop(order_id, None)
 
     @rule(cut_off=st.booleans())

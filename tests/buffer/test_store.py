@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from buffer.combination import Combination
-from buffer.messages import TakenBatch
 from buffer.orders import Plan, Version
-from buffer.schema import check_scores, rollout_table, scalar_rows, stack, tensors_of, with_tensors
+from buffer.protocol import TakenBatch
+from buffer.rows import Combination, scalar_rows, with_tensors
+from buffer.schema import check_scores, rollout_table, stack, tensors_of
 from buffer.state import File, Work
 from buffer.store import Store, roster_of, write_batch
 from tests.buffer_toy import PLAN, rolled_out

@@ -121,7 +121,7 @@ def go_on(b: TrajectoryBuffer, after_each: Callable[[], Any], batches: int = 99)
         score(b)
         train(b)
         publish(b)
-    raise AssertionError(b.status())
+    raise AssertionError(b.news())
 
 
 def syncing(mirror: Mirror, b: TrajectoryBuffer) -> Callable[[], int]:

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from buffer import rollouts, scoring, training
+from buffer import transitions
 from buffer.orders import Sizes, Version
 from buffer.rules import Rules
-from buffer.state import File, State
-from buffer.waiting import learner_waits_for, reward_waits_for, sampler_waits_for
+from buffer.state import File, State, Trained
+from buffer.watching import learner_waits_for, reward_waits_for, sampler_waits_for
 
 ORDER_SIZE = 4
 
@@ -69,8 +69,8 @@ def simulate(
         return Version(number, f"w{number}")
 
     def trained(number: int, roster: str) -> None:
-        do(training.trained(rules, state, number - 1, version(number), "point", "rows", roster, now))
-        do(rollouts.publish(rules, state, version(number)))
+        do(transitions.trained(rules, state, number - 1, Trained(version(number), "point", "rows", roster), now))
+        do(transitions.publish(rules, state, version(number)))
         times.append(now)
         snapshots.append({worker: dict(seconds) for worker, seconds in reported.items()})
 
@@ -78,12 +78,12 @@ def simulate(
         """The worker asks for work; whether it got some."""
         role = worker.rsplit("-", 1)[0]
         if role == "sampler":
-            job, seconds, doing = do(rollouts.claim(rules, state, worker, now)), durations.rollout, "rolling out"
+            job, seconds, doing = do(transitions.claim(rules, state, worker, now)), durations.rollout, "rolling out"
         elif role == "learner":
-            job, seconds, doing = do(training.take(rules, state, worker, now)), durations.learning, "training"
+            job, seconds, doing = do(transitions.take(rules, state, worker, now)), durations.learning, "training"
         else:
             reward = role.removeprefix("reward-")
-            job = do(scoring.lease(rules, state, reward, worker, now))
+            job = do(transitions.lease(rules, state, reward, worker, now))
             seconds, doing = durations.rewards[reward], "scoring"
         if job is None:
             return False
@@ -115,10 +115,10 @@ def simulate(
         reported[worker] = spent[worker]
         if doing == "rolling out":
             order_id, bound = job
-            do(rollouts.add(rules, state, order_id, bound, File(order_id, order_id), now))
+            do(transitions.add(rules, state, order_id, bound, File(order_id, order_id), now))
         elif doing == "scoring":
             reward = worker.rsplit("-", 1)[0].removeprefix("reward-")
-            do(scoring.add_scores(rules, state, reward, job[0], job[1].digest, File("", reward + job[0]), now))
+            do(transitions.add_scores(rules, state, reward, job[0], job[1].digest, File("", reward + job[0]), now))
         else:
             trained(job + 1, state.rosters[job])
         idle[worker] = now

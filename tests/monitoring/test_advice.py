@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from actors.buffer_actor import BufferActor
-from buffer import waiting
-from buffer.combination import Combination
-from buffer.messages import TakenBatch
+from buffer import watching
+from buffer.protocol import TakenBatch
+from buffer.rows import Combination
 from monitoring.advice import Advice, Pipeline, Window, advise, role_of, seconds_per_batch
 from tests.buffer_toy import ONE_REWARD, PLAN, buffer, publish, roll_out, rolled_out, rules, score, scored, start, train
 from tests.monitoring.pipeline_simulation import ORDER_SIZE, Durations, Simulated, simulate
@@ -207,9 +207,9 @@ def test_the_buffer_knows_what_is_missing_all_the_way(tmp_path: Path) -> None:
 
     def causes() -> tuple[str, str, str]:
         state = b.rules, b.state
-        return waiting.sampler_waits_for(*state), waiting.reward_waits_for(*state), waiting.learner_waits_for(*state)
+        return watching.sampler_waits_for(*state), watching.reward_waits_for(*state), watching.learner_waits_for(*state)
 
-    assert causes()[0] == causes()[1] == waiting.LEARNER  # it loads, and then registers version 0
+    assert causes()[0] == causes()[1] == watching.LEARNER  # it loads, and then registers version 0
     start(b)
     for _ in range(4):
         assert causes()[1:] == ("rollouts", "rollouts")
@@ -239,9 +239,9 @@ def test_of_two_rewards_the_one_with_pictures_in_line_is_waited_for(tmp_path: Pa
         roll_out(b)
         assert b.lease("hue", worker)
     assert b.lease("size", "r3") and score(b, "size") and score(b, "size")
-    assert waiting.learner_waits_for(b.rules, b.state) == "rollouts"  # all that is there is being scored
+    assert watching.learner_waits_for(b.rules, b.state) == "rollouts"  # all that is there is being scored
     b.worker_died("r3")
-    assert waiting.learner_waits_for(b.rules, b.state) == "scores of size"
+    assert watching.learner_waits_for(b.rules, b.state) == "scores of size"
 
 
 def test_a_call_that_waits_is_told_how_long_it_waited_for_whom(tmp_path: Path) -> None:

@@ -42,8 +42,8 @@ def test_a_picture_that_fails_is_set_aside_and_its_neighbours_are_scored(tmp_pat
     worker = scorer(b, fails_first)
     while worker.step():
         pass
-    assert b.status()["set_aside"] == 1 and b.status()["orders_scored"] == 1
-    assert next(iter(b.status()["set_aside_by_reason"])).startswith("size: ValueError: no face")
+    assert sum(b.news().set_aside.values()) == 1 and b.news().orders["scored"] == 1
+    assert next(iter(b.news().set_aside)).startswith("size: ValueError: no face")
 
 
 def test_a_process_in_which_something_broke_for_good_is_left_for_a_new_one(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_a_process_in_which_something_broke_for_good_is_left_for_a_new_one(tmp_p
     worker = scorer(b, brightness, "reward-size-0.1")
     while worker.step():
         pass
-    assert b.status()["set_aside"] == 0 and b.status()["orders_scored"] == 4
+    assert not b.news().set_aside and b.news().orders["scored"] == 4
 
 
 def test_scores_are_handed_in_as_the_reward_gave_them(tmp_path: Path) -> None:
