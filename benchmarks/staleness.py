@@ -110,7 +110,6 @@ def _batch(number: int, age: int, orders: Iterable[Order], policy: Policy, rewar
     rewards = np.concatenate([_score(reward, m.images, o.prompts) for m, o in zip(made, orders, strict=True)])
     return Batch(
         number=number,
-        trajectory_ids=np.array([row for order in orders for row in order.trajectory_ids]),
         prompts=tuple(prompt for order in orders for prompt in order.prompts),
         rewards=rewards,
         parts={reward.name: rewards},

@@ -36,7 +36,6 @@ class Batch:
     aside."""
 
     number: int  # u: trained at version u
-    trajectory_ids: np.ndarray  # int64 [n]
     prompts: tuple[str, ...]  # n
     rewards: np.ndarray  # float32 [n], what is trained on
     parts: dict[str, np.ndarray]  # float32 [n]: each reward by itself, and the numbers that rewards store beside it
@@ -72,12 +71,10 @@ def batch_of(number: int, table: pa.Table, rewards: Sequence[str]) -> Batch:
     have other last bits.
     """
     tensors = tensors_of(table)
-    ids = table["trajectory_id"].to_numpy()
-    if not (np.diff(ids) > 0).all():
+    if not (np.diff(table["trajectory_id"].to_numpy()) > 0).all():
         raise ValueError(f"the rows of batch {number} are not sorted by trajectory_id")
     return Batch(
         number=number,
-        trajectory_ids=ids,
         prompts=tuple(table["prompt"].to_pylist()),
         rewards=table["reward"].to_numpy().astype(np.float32),
         parts=_parts(table, rewards),

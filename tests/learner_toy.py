@@ -71,7 +71,6 @@ def toy_batch(policy: GaussianToy, count: int, number: int = 0, target: Tensor |
     rewards = -((latents[:, -1] - goal) ** 2).mean(dim=(1, 2, 3))
     return Batch(
         number=number,
-        trajectory_ids=np.arange(count) + number * count,
         prompts=tuple(f"prompt {row % 3}" for row in range(count)),
         rewards=rewards.numpy().astype(np.float32),
         parts={},

@@ -70,7 +70,6 @@ def make_batch(policy: Policy, number: int, count: int = 8) -> Batch:
     made = rollout(policy, prompts, [1000 * number + row for row in range(count)])
     return Batch(
         number=number,
-        trajectory_ids=np.arange(count) + number * count,
         prompts=tuple(prompts),
         rewards=made.images.mean(axis=(1, 2, 3)).astype(np.float32),
         parts={},
