@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from buffer.errors import RunStopped
 from buffer.orders import Order
+from common.errors import RunStopped
 
 TENSORS = ("latents", "timesteps", "log_probs", "image")
 ROLLOUT_COLUMNS = ("trajectory_id", *TENSORS)

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from buffer.errors import RunStopped
 from common.blame import is_out_of_memory
+from common.errors import RunStopped
 from conf.schema import LearnerConfig
 from learner.batch import Batch, TrainablePolicy
 from learner.losses import LOSSES, LossInputs, LossOutputs, ddpo_decoupled, joined, of_no_pairs
