@@ -10,8 +10,7 @@ import contextlib
 import sys
 from pathlib import Path
 
-from buffer.errors import RunStopped
-from common.errors import UserError, in_one_line
+from common.errors import RunStopped, UserError, in_one_line
 from common.terminal import print_anywhere
 from conf.load import help_text, load
 from conf.prompts import resolve_prompts

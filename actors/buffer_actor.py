@@ -17,13 +17,13 @@ import pyarrow as pa
 import ray
 
 from buffer.buffer import TrajectoryBuffer
-from buffer.errors import RunStopped
 from buffer.orders import Plan, Version
 from buffer.protocol import Claim, Lease, News, TakenBatch
 from buffer.rows import Combination
 from buffer.rules import Rules
 from buffer.state import State
 from buffer.watching import learner_waits_for, reward_waits_for, sampler_waits_for
+from common.errors import RunStopped
 
 T = TypeVar("T")
 SIG_DFL = None  # as C has it: a null pointer

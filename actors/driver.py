@@ -34,13 +34,12 @@ from actors.placement import Options, beside_the_driver, room_for_ranks
 from actors.remote_buffer import PATIENCE_S, BufferSilent, RemoteBuffer
 from actors.reward_actor import RewardActor
 from actors.sampler_actor import SamplerActor
-from buffer.errors import RunStopped
 from buffer.orders import Plan
 from buffer.protocol import News
+from buffer.run_folder import RunFolder
 from buffer.settings import combination_of, rules_of
-from common.errors import UserError
+from common.errors import RunStopped, UserError
 from conf import scale
-from conf.load import from_file
 from conf.resume import save_config
 from conf.schema import Config
 from mirror.mirroring import Mirroring
@@ -191,7 +190,7 @@ class Driver:
             if (layer := scale.requested(self.run_dir)) is None:
                 return
             fitted = scale.scaled(self.config, layer)
-            saved = scale.scaled(from_file(self.run_dir / "config.yaml"), layer)  # not what was fitted to this cluster
+            saved = scale.scaled(RunFolder(self.run_dir).config, layer)  # not what was fitted to this cluster
         except UserError as reason:
             self.fleet.notes.append(scale.set_aside(self.run_dir, reason))
             return

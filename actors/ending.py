@@ -4,9 +4,8 @@ import functools
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-from buffer.errors import RunStopped
 from common.blame import describe, is_the_workers
-from common.errors import UserError
+from common.errors import RunStopped, UserError
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -14,9 +14,8 @@ from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorErro
 from actors.ending import WorkerFailed
 from actors.placement import node_lives, node_of
 from actors.remote_buffer import RemoteBuffer
-from buffer.errors import RunStopped
 from common.blame import describe
-from common.errors import UserError
+from common.errors import RunStopped, UserError
 
 FIRST_DELAY_S = 1.0
 LONGEST_DELAY_S = 60.0

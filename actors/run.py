@@ -6,9 +6,9 @@ from types import FrameType
 
 from actors.cluster import cluster
 from actors.driver import Driver
-from buffer.errors import disk_stops_the_run
 from buffer.run_folder import RunFolder
 from buffer.settings import plan_of, rules_of
+from common.files import disk_stops_the_run
 from conf import scale
 from conf.resume import RunLock, check_resume, check_same, save_config
 from conf.schema import Config

@@ -33,7 +33,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.measure import machine_line
-from buffer.journal import read_counted
+from buffer.run_folder import RunFolder
 from common.terminal import print_anywhere
 from tests.pipelines import tiny_pipeline
 from tests.running import ROOT, SMALL, launched
@@ -67,8 +67,8 @@ def batch_seconds(folder: Path, arguments: Sequence[str], reward_s: float, delay
             raise RuntimeError(f"a run did not end in {TIMEOUT_S:.0f} s") from error
         if run.process.returncode:
             raise RuntimeError(errors)
-    records, _ = read_counted(run_dir / "run" / "journal", before=2)
-    ends = [record["time"] for record in records if record["kind"] == "trained" and record["batch"] >= 0]
+    history = RunFolder(run_dir / "run").history
+    ends = [record["time"] for record in history if record["kind"] == "trained" and record["batch"] >= 0]
     counted = ends[BEGINNING - 1 : -END]
     return float((counted[-1] - counted[0]) / (len(counted) - 1))
 

@@ -24,7 +24,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from buffer import transitions, watching
-from buffer.errors import RunStopped
 from buffer.ledger import Ledger
 from buffer.orders import Plan, Version
 from buffer.protocol import Claim, Lease, News, Refused, TakenBatch
@@ -34,6 +33,7 @@ from buffer.schema import ScoreTypes, check_rollout, check_scores, stack, tensor
 from buffer.state import File, State, Step, Trained, work_of
 from buffer.store import roster_of
 from common.blame import writable
+from common.errors import RunStopped
 
 
 class TrajectoryBuffer:

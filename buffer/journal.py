@@ -22,9 +22,9 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from buffer.errors import RunStopped, disk_stops_the_run
 from buffer.state import Record
-from common.errors import UserError
+from common.errors import RunStopped, UserError
+from common.files import disk_stops_the_run, sync, write_new
 
 ALL_EPOCHS = 10**9
 
@@ -91,11 +91,7 @@ class Journal:
 def begin(folder: Path, epoch: int, records: tuple[Record, ...]) -> None:
     """Write the first journal of a run folder that is restored from a mirror, as one transition."""
     folder.mkdir(parents=True)
-    with (folder / file_name(epoch)).open("xb") as file:
-        file.write(encode(0, records))
-        file.flush()
-        os.fsync(file.fileno())
-    sync_folder(folder)
+    write_new(folder / file_name(epoch), lambda file: file.write(encode(0, records)))
 
 
 def file_name(epoch: int) -> str:
@@ -180,17 +176,8 @@ def _next_epoch(folder: Path) -> tuple[int, int]:
             fd = os.open(folder / file_name(epoch), os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o644)
         except FileExistsError:
             continue  # another start was quicker
-        sync_folder(folder)
+        sync(folder)
         return epoch, fd
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a folder's entries (files created, renamed, removed) durable."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _write_all(fd: int, data: bytes) -> None:

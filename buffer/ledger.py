@@ -12,13 +12,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from buffer.errors import RunStopped
 from buffer.journal import ALL_EPOCHS, Journal, read_counted
 from buffer.orders import Plan
 from buffer.state import File, Record, State, Step, fold
 from buffer.store import Store
 from buffer.transitions import excused
-from common.errors import UserError
+from common.errors import RunStopped, UserError
 
 DELAY_S = 1.0  # of a disk, and more is nobody's time
 

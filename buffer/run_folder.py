@@ -1,6 +1,6 @@
 """RunFolder: what a run has left so far, for whoever looks at it.
 
-It reads a run at any moment: finished, under way, interrupted, or as a mirror holds it. It takes no epoch, and writes
+It reads a run at any moment: finished, under way, interrupted, or restored from a mirror. It takes no epoch, and writes
 and removes nothing. What is not there is empty; what is damaged is a UserError that names the file.
 """
 
@@ -61,6 +61,11 @@ class RunFolder:
         for record in self.history:
             state = fold(state, record)
         return state
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """The identity of the run's plan; empty before the first start."""
+        return next((record["plan"] for record in reversed(self.history) if "plan" in record), {})
 
     # ---- tables
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from buffer.errors import RunStopped
 from buffer.orders import Order
+from common.errors import RunStopped
 
 TENSORS = ("latents", "timesteps", "log_probs", "image")
 PROMOTE = "permissive"  # where tables come below one another: whole numbers and others, or none at all, fit

@@ -14,10 +14,9 @@ the journal shows.
 import contextlib
 import hashlib
 import io
-import os
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,12 +24,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from buffer.errors import disk_stops_the_run
-from buffer.journal import sync_folder
 from buffer.protocol import TakenBatch
 from buffer.rows import times
 from buffer.schema import stack, tensors_in
 from buffer.state import File
+from common.files import digest_of, disk_stops_the_run, write_new
 
 FOLDERS = ("tensors", "trajectories", "evaluation", "checkpoints")
 OURS = re.compile(r"\.?[bev]\d+\.(.+\.)?e\d+\.\d+.*")  # names that a run gives, and temporary names made of them
@@ -63,14 +61,16 @@ class Store:
                 writer.write_table(plain)
             return digesting.digest.hexdigest()[:16]
 
-        return File(path, write_new(self.run_dir, path, write))
+        with disk_stops_the_run(self.run_dir):
+            return File(path, write_new(self.run_dir / path, write))
 
     def read_arrow(self, file: File) -> pa.Table | None:
         return read_arrow(self.run_dir, file)
 
     def write_evaluation(self, version: int, rows: pa.Table) -> str:
         path = f"evaluation/{self.new_name(f'v{version:05d}')}.parquet"
-        write_new(self.run_dir, path, lambda file: pq.write_table(rows, file))
+        with disk_stops_the_run(self.run_dir):
+            write_new(self.run_dir / path, lambda file: pq.write_table(rows, file))
         return path
 
     def remove(self, paths: Iterable[str]) -> None:
@@ -100,7 +100,7 @@ def read_arrow(run_dir: Path, file: File) -> pa.Table | None:
     """The table, memory-mapped; None if the file is missing or is not what its digest says."""
     path = run_dir / file.path
     with disk_stops_the_run(run_dir):
-        if not path.exists() or digest_of(path) != file.digest:
+        if not path.exists() or digest_of(path)[:16] != file.digest:
             return None
         return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
@@ -115,39 +115,14 @@ def write_batch(run_dir: Path, taken: TakenBatch, advantages: np.ndarray, now: f
     rows = stack([live, taken.set_aside]).sort_by("trajectory_id")
     rows = rows.append_column("trained", times(now, rows.num_rows))
     rows = rows.replace_schema_metadata({ROSTER: taken.roster})
-    write_new(run_dir, taken.parquet, lambda file: pq.write_table(rows, file))
+    with disk_stops_the_run(run_dir):
+        write_new(run_dir / taken.parquet, lambda file: pq.write_table(rows, file))
     return taken.parquet
 
 
 def roster_of(path: Path) -> str:
     """The roster that `write_batch` put into a batch's Parquet file."""
     return str((pq.read_schema(path).metadata or {})[ROSTER], "utf-8")
-
-
-def digest_of(path: Path) -> str:
-    """sha256 of a file's bytes, the first 16 characters."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
-def write_new(run_dir: Path, path: str, write: Callable[[IO[bytes]], Any]) -> Any:
-    """Write a new file whole or not at all: temporary name, fsync, rename. Returns what `write` returns."""
-    target = run_dir / path
-    if target.exists():
-        raise FileExistsError(f"{target} is there already, and no file of a run is written over.")
-    temporary = target.with_name(f".{target.name}.tmp")
-    with disk_stops_the_run(run_dir):
-        try:
-            with temporary.open("wb") as file:
-                result = write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.rename(target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        sync_folder(target.parent)
-    return result
 
 
 class _Digesting(io.BufferedIOBase):

@@ -1,10 +1,17 @@
-"""The exception for a user's mistake, and how values look in its sentence."""
+"""What ends a run with a sentence instead of a traceback, and how values look in it."""
 
 LONGEST = 500  # characters of a sentence
 
 
 class UserError(Exception):
-    """One sentence that names the offending value and the fix; `launch.py` prints it without a traceback."""
+    """A user's mistake: one sentence that names the offending value and the fix."""
+
+
+class RunStopped(Exception):
+    """The run cannot go on until someone acts; one sentence says what happened and what to do.
+
+    Everything that was acknowledged before is on disk, and the same command goes on from it.
+    """
 
 
 def shown(value: object, longest: int = 100) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from common.errors import UserError, quoted, shown
+from common.files import write_atomically
 from conf.load import from_file
 from conf.schema import Config
 from conf.settings import flatten, may_change
@@ -164,16 +165,6 @@ class RunLock:
             return f"host {holder['host']}, process {holder['pid']}, since {holder['since']}"
         except (OSError, ValueError, KeyError, TypeError):
             return "which has just started"
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """The file is there whole, or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def _shown(value: Any) -> str:

@@ -14,8 +14,9 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from common.errors import UserError, shown
+from common.files import write_atomically
 from conf.load import from_file, is_file, merge, parse_overrides, read_yaml, to_config
-from conf.resume import RunLock, write_atomically
+from conf.resume import RunLock
 from conf.schema import Config
 from conf.settings import flatten
 from conf.validate import check_ranges

@@ -18,7 +18,6 @@ from PIL import Image
 from buffer.run_folder import RunFolder
 from common.errors import UserError, in_one_line
 from common.terminal import print_anywhere
-from conf.load import from_file
 from emoji_world.classifier import accuracy, classify
 from evaluation.summary import Comparison, compare
 from policy.policy import Policy
@@ -36,8 +35,8 @@ SHOWN = 8  # pairs in the picture
 def pictures(run_dir: Path, after: bool) -> tuple[list[str], np.ndarray]:
     """Prompts and pictures, uint8 [n, H, W, 3], of a run's evaluation pairs, rolled out again: by the model that
     it began with, or with the run's LoRA."""
-    config = from_file(run_dir / "config.yaml")
-    rows = next(iter(RunFolder(run_dir).evaluations.values()))
+    run = RunFolder(run_dir)
+    config, rows = run.config, next(iter(run.evaluations.values()))
     prompts, seeds = rows["prompt"].to_pylist(), rows["seed"].to_pylist()
     policy = Policy.load(config.model, config.sampling, config.run.seed, "cpu", trainable=False)
     if after:
@@ -85,8 +84,8 @@ def draw(run_dir: Path, before: np.ndarray, after: np.ndarray) -> Image.Image:
 
 def captions(run_dir: Path) -> list[str]:
     """Of the first evaluation's first pairs: as that one has them, then as the last has them, pair by pair."""
-    rewards = tuple(from_file(run_dir / "config.yaml").rewards)
-    evaluations = list(RunFolder(run_dir).evaluations.values())
+    run = RunFolder(run_dir)
+    rewards, evaluations = tuple(run.config.rewards), list(run.evaluations.values())
     pairs = _pairs(evaluations[0])[:SHOWN]
     found = []
     for rows in (evaluations[0], evaluations[-1]):

@@ -10,8 +10,6 @@ Written under another name, flushed to disk, then renamed (rule 10 of docs/buffe
 complete.
 """
 
-import hashlib
-import json
 import os
 import re
 import shutil
@@ -26,9 +24,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from buffer.errors import disk_stops_the_run
 from buffer.orders import Version
 from common.errors import UserError
+from common.files import digest_of, disk_stops_the_run, sealed, sync, unsealed
 from policy import lora
 from policy.policy import Policy
 from policy.source import WEIGHT_NAME
@@ -69,16 +67,14 @@ def write(folder: Path, point: RecoveryPoint, policy: Policy) -> None:
                 "counters": point.counters,
                 "settings": point.settings,
                 "metrics": point.metrics,
-                "files": {name: _digest(temporary / name) for name in (WEIGHT_NAME, OPTIMIZER)},
+                "files": {name: digest_of(temporary / name) for name in (WEIGHT_NAME, OPTIMIZER)},
             }
-            text = json.dumps(body, allow_nan=False)
-            seal = hashlib.sha256(text.encode()).hexdigest()
-            (temporary / STATE).write_text(f"{text}\n{seal}\n", encoding="utf-8")
+            (temporary / STATE).write_bytes(sealed(body))
             for file in (WEIGHT_NAME, OPTIMIZER, STATE):
-                _flush(temporary / file)
-            _flush(temporary)
+                sync(temporary / file)
+            sync(temporary)
             temporary.rename(folder)  # fails if somebody else was faster: a folder with files is never replaced
-            _flush(folder.parent)
+            sync(folder.parent)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
@@ -91,7 +87,7 @@ def read(folder: Path, version: Version) -> RecoveryPoint:
     for name, digest in body["files"].items():
         if not (folder / name).is_file():
             raise _damaged(folder / name, "is missing")
-        if _digest(folder / name) != digest:
+        if digest_of(folder / name) != digest:
             raise _damaged(folder / name, "is not as it was written (truncated or changed)")
     return RecoveryPoint(
         version=version,
@@ -122,10 +118,9 @@ def _read_state(folder: Path, version: Version) -> dict[str, Any]:
     file = folder / STATE
     if not file.is_file():
         raise _damaged(file, "is missing")
-    text, _, seal = file.read_bytes().partition(b"\n")
-    if seal.strip() != hashlib.sha256(text).hexdigest().encode():
+    body: dict[str, Any] | None = unsealed(file.read_bytes())
+    if body is None:
         raise _damaged(file, "is not as it was written (truncated or changed)")
-    body: dict[str, Any] = json.loads(text)
     if (found := Version(*body["version"])) != version:
         raise _damaged(file, f"is of {_named(found)}, not of {_named(version)}")
     return body
@@ -152,16 +147,3 @@ def _damaged(file: Path, how: str) -> UserError:
         f"The recovery point's file {file} {how}; put back a copy of {file.parent}, or start a new run under another "
         "run.name."
     )
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

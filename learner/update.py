@@ -19,9 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from buffer.errors import RunStopped
 from common.blame import is_out_of_memory
-from common.errors import UserError
+from common.errors import RunStopped, UserError
 from conf.schema import LearnerConfig
 from learner.batch import Batch
 from learner.objectives.objective import Objective, Pairs, StepResult, TrainablePolicy, at

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 from common.errors import UserError
-from conf.resume import write_atomically
+from common.files import write_atomically
 from mirror.remote import Remote
 
 CLAIM = re.compile(r"epochs/(\d{6}-[0-9a-f]{12})")

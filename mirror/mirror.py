@@ -22,7 +22,6 @@ retention has removed a recovery point before it was copied, the run has gone on
 """
 
 import hashlib
-import json
 import shutil
 import time
 from collections.abc import Callable
@@ -30,11 +29,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from buffer.errors import RunStopped, disk_stops_the_run
-from buffer.journal import ALL_EPOCHS, begin, read_counted, sync_folder
-from buffer.state import Record, State, fold, restored_record
-from buffer.store import digest_of
-from common.errors import UserError
+from buffer.journal import begin
+from buffer.run_folder import RunFolder
+from buffer.state import Record, State, restored_record
+from common.errors import RunStopped, UserError
+from common.files import digest_of, disk_stops_the_run, sealed, sync, unsealed
 from conf.resume import UNFINISHED
 from mirror.epochs import Epochs, epoch_of
 from mirror.remote import ERRORS, Remote, first_line
@@ -125,7 +124,7 @@ class Mirror:
             for name in UNFINISHED:
                 (self.run_dir / name).unlink(missing_ok=True)
             folder.rename(self.run_dir)
-            sync_folder(self.run_dir.parent)
+            sync(self.run_dir.parent)
 
     def _fetch(self, head: Head, paths: Any, folder: Path) -> None:
         for path in paths:
@@ -172,28 +171,20 @@ class Mirror:
         if self._head is None:
             self._look_around()
         while True:
-            state, plan = self._journaled()
+            run = RunFolder(self.run_dir)
+            state = run.state
             if not state.trained:
                 return 0
             try:
-                head = self._copy(state, plan, served(state))
+                head = self._copy(state, run.plan, served(state))
             except Overtaken:
-                if self._journaled()[0].next_batch == state.next_batch:
+                if RunFolder(self.run_dir).state.next_batch == state.next_batch:
                     raise
                 continue
             if self._head is None or head != self._head[1]:
                 self._write(head)
             self._tidy()
             return state.next_batch
-
-    def _journaled(self) -> tuple[State, dict[str, Any]]:
-        records = read_counted(self.run_dir / "journal", before=ALL_EPOCHS)[0]
-        state = State()
-        plan: dict[str, Any] = {}
-        for record in records:
-            state = fold(state, record)
-            plan = record.get("plan", plan)
-        return state, plan
 
     def _look_around(self) -> None:
         """What the mirror has; of that, copies of what is in this run folder need not be made again."""
@@ -202,7 +193,7 @@ class Mirror:
         head = self._newest_head()
         for path, (at, digest) in head.files.items() if head else ():
             local = self.run_dir / path
-            if at in self._there and local.exists() and digest_of(local) == digest[:16]:
+            if at in self._there and local.exists() and digest_of(local) == digest:
                 self._copied[path] = (at, digest)
 
     def _copy(self, state: State, plan: dict[str, Any], served: set[int]) -> Head:
@@ -256,7 +247,7 @@ class Mirror:
         self._heads += 1
         path = f"{self.epochs.held}/head-{self._heads:06d}.json"
         self._there.add(path)
-        self.remote.write(path, _encode(head))
+        self.remote.write(path, sealed(asdict(head)))
         self._head = (path, head)
         self._copied = dict(head.files)
 
@@ -277,16 +268,9 @@ class Mirror:
             )
 
 
-def _encode(head: Head) -> bytes:
-    body = json.dumps(asdict(head), ensure_ascii=False, allow_nan=False).encode()
-    return body + b"\n" + hashlib.sha256(body).hexdigest().encode() + b"\n"
-
-
 def _decode(data: bytes) -> Head | None:
     """None if it was not written to its end."""
-    body, _, seal = data.partition(b"\n")
-    if seal.strip() != hashlib.sha256(body).hexdigest().encode():
+    if (fields := unsealed(data)) is None:
         return None
-    fields = json.loads(body)
     fields["files"] = {path: (at, digest) for path, (at, digest) in fields["files"].items()}
     return Head(**fields)

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
-from buffer.errors import RunStopped
 from buffer.state import State
+from common.errors import RunStopped
 from mirror.mirror import Mirror
 from mirror.remote import ERRORS, first_line
 

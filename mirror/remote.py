@@ -6,7 +6,6 @@ listed, removed. Errors are OSError or pyarrow's own, as the file system gives t
 
 import contextlib
 import hashlib
-import os
 import secrets
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ from typing import Any
 import pyarrow as pa
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
-from buffer.journal import sync_folder
 from common.errors import UserError
+from common.files import sync
 
 ERRORS = (OSError, pa.ArrowException)
 CHUNK = 1 << 23  # bytes copied at once
@@ -83,9 +82,8 @@ class Remote:
         target.parent.mkdir(parents=True, exist_ok=True)
         with self.fs.open_input_stream(f"{self.root}/{path}") as stream, target.open("wb") as file:
             digest = _copy(stream, file)
-            file.flush()
-            os.fsync(file.fileno())
-        sync_folder(target.parent)
+        sync(target)
+        sync(target.parent)
         return digest
 
     def files(self, folder: str = "", recursive: bool = True) -> list[str]:
@@ -121,8 +119,8 @@ class Remote:
     def _settle(self, path: str) -> None:
         """A disk may still have in memory what an object store has stored by the time it answers."""
         if self.local is not None:
-            sync_folder(self.local / path)
-            sync_folder((self.local / path).parent)
+            sync(self.local / path)
+            sync((self.local / path).parent)
 
 
 def first_line(error: BaseException) -> str:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from buffer.run_folder import read_metrics
+from buffer.run_folder import RunFolder
+from common.files import write_atomically
 
 
 class MetricsLog:
@@ -24,11 +25,9 @@ class MetricsLog:
 
     def __init__(self, run_dir: Path, trained: int) -> None:
         self.path = run_dir / "metrics.jsonl"
-        rows = read_metrics(self.path)
+        rows = RunFolder(run_dir).metrics
         self.rows = [row for row in rows if row.get("batch", row.get("version", 0) - 1) < trained]
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
-        temporary.replace(self.path)
+        write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
         self.batches = {row["batch"] for row in self.rows if "batch" in row}
         self.versions = {row["version"] for row in self.rows if "version" in row}
         self.earlier_batches = len(self.batches)  # rows of earlier starts

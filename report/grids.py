@@ -1,5 +1,6 @@
 """Grids of pictures, as one PIL image or PNG file."""
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageDraw, ImageFont
+
+from common.files import write_atomically
 
 GAP = 6  # pixels between pictures
 SMALLEST_CELL = 128  # smaller pictures are enlarged to at least this width, so that captions fit under them
@@ -85,9 +88,9 @@ def size_of(rows: int, columns: int, cell_width: int, cell_height: int) -> tuple
 def save_grid(path: Path, images: np.ndarray, captions: Sequence[str] | None = None) -> None:
     """Writes `grid` as PNG; the file is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    grid(images, captions).save(partial, format="PNG", optimize=True)
-    partial.replace(path)
+    drawn = io.BytesIO()
+    grid(images, captions).save(drawn, format="PNG", optimize=True)
+    write_atomically(path, drawn.getvalue())
 
 
 def wrap(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> list[str]:

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from buffer.run_folder import RECORD, RunFolder
+from common.files import write_atomically
 from common.machine import machine_info
-from conf.resume import write_atomically
 
 
 def record_sitting(

@@ -10,6 +10,7 @@ from pathlib import Path
 from string import Template
 
 from buffer.run_folder import RunFolder
+from common.files import write_atomically
 from common.terminal import print_anywhere
 from report import sections
 
@@ -33,9 +34,7 @@ def write_report(run_dir: Path) -> Path:
         usage=sections.usage(run, run_dir),
     )
     report = run_dir / "report.html"
-    partial = run_dir / ".report.html.partial"
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(report)
+    write_atomically(report, page)
     return report
 
 

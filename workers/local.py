@@ -15,10 +15,9 @@ from pathlib import Path
 import torch
 
 from buffer.buffer import TrajectoryBuffer
-from buffer.errors import RunStopped
 from buffer.settings import combination_of, plan_of, rules_of
 from common.clock import Clock
-from common.errors import UserError, in_one_line
+from common.errors import RunStopped, UserError, in_one_line
 from common.precision import exact_float32
 from common.terminal import print_anywhere
 from conf.load import load

@@ -75,7 +75,7 @@ def test_a_reward_that_answers_in_other_types_ends_the_run_which_goes_on_when_it
 ) -> None:
     """One actor of its pool puts numbers into a column, the other text; each by itself is as it should be."""
     words = command(model, "rewards.mine.count=2", *user_reward(tmp_path, COLUMN_BY_ACTOR.strip()))
-    done = launch(*words, cwd=tmp_path, delays="buffer.scoring:add_scores:0.5")
+    done = launch(*words, cwd=tmp_path, delays="buffer.transitions:add_scores:0.5")
     assert done.returncode == 2, done.stdout
     assert "Reward mine" in the_sentence(done.stderr) and "'kind'" in done.stderr
     (tmp_path / "mended").touch()

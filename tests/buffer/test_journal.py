@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from buffer.errors import RunStopped
 from buffer.journal import Journal, counted, encode, file_name, read, read_counted
-from common.errors import UserError
+from common.errors import RunStopped, UserError
 
 
 def opened(folder: Path) -> Journal:

@@ -17,13 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from buffer.buffer import TrajectoryBuffer
-from buffer.errors import RunStopped
 from buffer.orders import Plan, Version, parse
 from buffer.protocol import Claim, Lease, Refused
 from buffer.rows import Combination
 from buffer.schema import tensors_of
 from buffer.state import restarted
-from common.errors import UserError
+from common.errors import RunStopped, UserError
 from tests.buffer_toy import (
     PLAN,
     V0,

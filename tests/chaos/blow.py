@@ -44,7 +44,7 @@ STEPS = {
     "buffer": [
         ("buffer.store:Store.write_arrow", 2 * ORDERS),  # handed in, not on disk
         ("buffer.journal:Journal.append", 3 * ORDERS),  # on disk, not journaled
-        ("buffer.training:trained", BATCHES),
+        ("buffer.transitions:trained", BATCHES),
     ],
     "learner rank 0": LEARNER,
     "learner rank 1": LEARNER,

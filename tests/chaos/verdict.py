@@ -16,16 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file
 
 from buffer.orders import Sizes
 from buffer.run_folder import RunFolder
-from buffer.state import Record
-from buffer.store import digest_of
-from conf.load import from_file
+from buffer.state import File, Record
+from buffer.store import read_arrow
 from conf.schema import Config
 
 TIMES = {"claimed", "rolled_out", "scored", "trained"}
@@ -38,13 +36,13 @@ def verdict(run_dir: Path, before: list[Record], undisturbed: Path | None = None
     before: what its journal said when the blow fell. undisturbed: a run that this one has to equal, bit for bit.
     The run keeps the tensors of all its batches (buffer.keep_batches).
     """
-    config = from_file(run_dir / "config.yaml")
-    history = RunFolder(run_dir).history
+    run = RunFolder(run_dir)
+    config, history = run.config, run.history
     missing = sorted(set(range(config.run.batches)) - {batch for batch, _ in _trained(history)})
     if missing:
         return [f"the run did not end: batches {missing} are not trained"]
-    found = [*twice(run_dir, config, history), *lost(run_dir, config, before, history), *too_old(run_dir, config)]
-    found += not_finite(run_dir, history)
+    found = [*twice(run_dir, config, history), *lost(run_dir, config, before, history)]
+    found += [*too_old(run_dir, config, history), *not_finite(run_dir, history)]
     return found + (different(run_dir, undisturbed) if undisturbed else [])
 
 
@@ -87,9 +85,8 @@ def lost(run_dir: Path, config: Config, before: list[Record], history: list[Reco
                 yield f"trajectory {trajectory_id} has another score of {reward} than before the blow"
 
 
-def too_old(run_dir: Path, config: Config) -> Iterator[str]:
+def too_old(run_dir: Path, config: Config, history: list[Record]) -> Iterator[str]:
     """What was trained at an age above the bound, or made with weights that are not of this run's line."""
-    history = RunFolder(run_dir).history
     digests = dict(record["version"] for record in history if record["kind"] == "trained")
     for row in rows(run_dir):
         name, age = f"trajectory {row['trajectory_id']}", row["batch"] - row["policy_version"]
@@ -147,8 +144,7 @@ def _trained(history: list[Record]) -> list[tuple[int, str]]:
 
 def _scores(run_dir: Path, record: Record) -> dict[int, float]:
     """By trajectory, from the file that was acknowledged; none if it is not as it was."""
-    file = run_dir / record["path"]
-    if not file.exists() or digest_of(file) != record["digest"]:
+    table = read_arrow(run_dir, File(record["path"], record["digest"]))
+    if table is None:
         return {}
-    table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
     return dict(zip(table["trajectory_id"].to_pylist(), table["score"].to_pylist(), strict=True))

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from actors.ending import WorkerFailed, judged
-from buffer.errors import RunStopped
 from common.blame import describe, is_out_of_memory, is_the_workers
-from common.errors import UserError
+from common.errors import RunStopped, UserError
 
 # One text for each word that tells a library's error; classes are in rewards/test_answers.py.
 TEXTS = [

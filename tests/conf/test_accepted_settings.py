@@ -46,7 +46,7 @@ def test_what_is_accepted_makes_a_table_and_an_update(choice: tuple[str, ...], m
     rollout_table(order, made.latents, made.timesteps, made.log_probs, made.images)
     ages = np.zeros(2, np.int32)
     rewards = np.array([0, 1], np.float32)
-    batch = Batch(0, np.arange(2), order.prompts, rewards, {}, ages, ages, made.latents, made.log_probs)
+    batch = Batch(0, order.prompts, rewards, {}, ages, ages, made.latents, made.log_probs)
     learner = Learner(policy, config)
     trained = learner.train(batch)
     assert trained.metrics["non_finite_steps"] == 0 and learner.version.number == 1

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from buffer.errors import RunStopped
 from buffer.orders import Version
-from common.errors import UserError
+from common.errors import RunStopped, UserError
 from conf.schema import Algorithm, Config, DType, GuidanceGradient
 from learner import recovery
 from learner.batch import Batch

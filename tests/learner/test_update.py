@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from buffer.errors import RunStopped
+from common.errors import RunStopped
 from conf.schema import Algorithm, LearnerConfig
 from learner.advantages import PerPromptTracker
 from learner.batch import Batch

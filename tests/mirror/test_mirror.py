@@ -16,10 +16,9 @@ import pytest
 from pyarrow.fs import FileInfo, FileSelector, FileSystemHandler, LocalFileSystem, PyFileSystem
 
 from buffer.buffer import TrajectoryBuffer
-from buffer.errors import RunStopped
 from buffer.orders import Plan
 from buffer.state import restarted
-from common.errors import UserError
+from common.errors import RunStopped, UserError
 from mirror.epochs import Epochs, epoch_of
 from mirror.mirror import Mirror, Overtaken
 from mirror.mirroring import Mirroring
