@@ -39,7 +39,7 @@ class RemoteBuffer:
         self.clock = clock or Clock()
 
     def prompts(self) -> tuple[str, ...]:
-        return self._call(self.actor.prompts)
+        return self._call(BufferActor.prompts)
 
     def claim(self, worker: str) -> Claim | None:
         return self._ask("orders", BufferActor.claim, worker)
