@@ -4,7 +4,6 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from common.precision import exact_float32
-from conf.schema import DType, LoraConfig, ModelConfig, SamplingConfig
+from conf.schema import DType, ModelConfig, SamplingConfig
 from policy import gaussian, lora, lora_file
 from policy.family import Conditioning, Family
 from policy.prompt_cache import PromptCache
@@ -28,9 +27,9 @@ class Policy:
     model.dtype is).
     """
 
-    def __init__(self, family: Family, lora_config: LoraConfig, sampling: SamplingConfig, device: str) -> None:
+    def __init__(self, family: Family, model: ModelConfig, sampling: SamplingConfig, device: str) -> None:
         self.family = family
-        self.lora_config = lora_config
+        self.model = model
         self.guidance = sampling.guidance
         self.schedule = family.schedule(sampling).to(device)  # the Gaussians of the T steps
         self.latents_dtype: torch.dtype = getattr(torch, sampling.latents_dtype)
@@ -67,7 +66,7 @@ class Policy:
         if device.startswith("cuda"):
             exact_float32()  # whatever the network's dtype: the VAE beside it is float32
         family = family_of(model).load(model, device, decodes=not trainable)
-        policy = cls(family, model.lora, sampling, device)
+        policy = cls(family, model, sampling, device)
         lora.inject(family.network, model.lora, seed, policy.arithmetic)
         if model.lora.init_from is not None:
             policy.load_lora(Path(model.lora.init_from), f"model.lora.init_from={model.lora.init_from}")
@@ -180,12 +179,12 @@ class Policy:
 
         source: how a sentence names it. Raises UserError if it cannot be read, or is not what this run could train on.
         """
-        layers = lora_file.read(path, _without_weights(self.family.network), source, self.family)
-        lora.start_from(layers, self.family.network, self.lora_config, source)
+        layers = lora_file.read(path, self.family.without_weights(self.model), source, self.family)
+        lora.start_from(layers, self.family.network, self.model.lora, source)
 
     def save_lora(self, folder: Path) -> None:
         """Writes the LoRA as diffusers does, every bit, with its rank and alpha."""
-        lora.save(self.lora_state(), folder, self.lora_config, self.family)
+        lora.save(self.lora_state(), folder, self.model.lora, self.family)
 
     def _keep_gradients_in_float16_range(self) -> None:
         """Backward through a float16 network loses gradients below 6e-8, and those of a mean over C*H*W dimensions and
@@ -197,10 +196,3 @@ class Policy:
         self._gradient_scale = 128.0 * 2.0 ** (int(np.prod(self.latent_shape)) - 1).bit_length()
         for parameter in self.lora_parameters().values():
             parameter.register_hook(lambda gradient: gradient / self._gradient_scale)
-
-
-def _without_weights(network: Any) -> Any:
-    """The same layers, without LoRA, with any numbers in them: on the CPU."""
-    with torch.device("meta"):
-        bare = type(network).from_config(network.config)
-    return bare.to_empty(device="cpu")
