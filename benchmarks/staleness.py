@@ -61,7 +61,7 @@ def settings(cell: Cell) -> list[str]:
         *SETTINGS,
         f"run.seed={cell.seed}",
         f"buffer.max_staleness={cell.max_staleness}",
-        f"learner.decoupled={str(cell.decoupled).lower()}",
+        f"learner.objective={'ddpo_decoupled' if cell.decoupled else 'ddpo_is'}",
     ]
 
 
@@ -80,7 +80,7 @@ def run(cell: Cell) -> dict[str, Any]:
     sampler = _policy(config, trainable=False)
     learner = Learner(_policy(config, trainable=True), config)
     weights = deque([learner.policy.lora_state()], maxlen=cell.max_staleness + 1)  # of versions max(0, u - k) to u
-    evaluations, batches = {0: _evaluate(learner.policy, plan, reward)}, []
+    evaluations, batches = {0: _evaluate(sampler, plan, reward)}, []
     for u in range(config.run.batches):
         sampler.load_lora_state(weights[0])
         batch = _batch(u, min(u, cell.max_staleness), plan.batch(u), sampler, reward)
@@ -88,7 +88,8 @@ def run(cell: Cell) -> dict[str, Any]:
         weights.append(learner.policy.lora_state())
         version = learner.version.number
         if version % config.evaluation.every == 0 or version == config.run.batches:
-            evaluations[version] = _evaluate(learner.policy, plan, reward)
+            sampler.load_lora_state(weights[-1])
+            evaluations[version] = _evaluate(sampler, plan, reward)
     return {
         **cell._asdict(),
         "settings": settings(cell),

@@ -30,13 +30,11 @@ class Policy:
     def __init__(self, family: Family, model: ModelConfig, sampling: SamplingConfig, device: str) -> None:
         self.family = family
         self.model = model
-        self.guidance = sampling.guidance
-        self.schedule = family.schedule(sampling).to(device)  # the Gaussians of the T steps
-        self.latents_dtype: torch.dtype = getattr(torch, sampling.latents_dtype)
         self.arithmetic = torch.promote_types(family.network.dtype, torch.float32)
         self.device = device
         self.prompts = PromptCache(lambda prompts: family.encode(prompts))
         self._gradient_scale = 1.0
+        self._sample_by(sampling)
 
     @classmethod
     def load(
@@ -54,15 +52,6 @@ class Policy:
         gradient_checkpointing: recompute the network's blocks in the backward pass instead of keeping activations.
         Raises UserError for everything that the user can mend.
         """
-        if sampling.latents_dtype == DType.bfloat16:
-            raise UserError(
-                "sampling.latents_dtype=bfloat16 would round latents to 3 digits; choose float32, or float16 to halve "
-                "what is stored."
-            )
-        if sampling.guidance < 1:
-            raise UserError(
-                f"sampling.guidance={sampling.guidance:g} would guide away from the prompt; choose 1 (none) or more."
-            )
         if device.startswith("cuda"):
             exact_float32()  # whatever the network's dtype: the VAE beside it is float32
         family = family_of(model).load(model, device, decodes=not trainable)
@@ -81,9 +70,22 @@ class Policy:
     def with_sampling(self, sampling: SamplingConfig) -> "Policy":
         """The same network, LoRA and prompts, with other steps or another guidance. Raises UserError as `load` does."""
         other = copy.copy(self)
-        other.guidance = sampling.guidance
-        other.schedule = self.family.schedule(sampling).to(self.device)
+        other._sample_by(sampling)
         return other
+
+    def _sample_by(self, sampling: SamplingConfig) -> None:
+        if sampling.latents_dtype == DType.bfloat16:
+            raise UserError(
+                "sampling.latents_dtype=bfloat16 would round latents to 3 digits; choose float32, or float16 to halve "
+                "what is stored."
+            )
+        if sampling.guidance < 1:
+            raise UserError(
+                f"sampling.guidance={sampling.guidance:g} would guide away from the prompt; choose 1 (none) or more."
+            )
+        self.guidance = sampling.guidance
+        self.schedule = self.family.schedule(sampling).to(self.device)  # the Gaussians of the T steps
+        self.latents_dtype: torch.dtype = getattr(torch, sampling.latents_dtype)
 
     @property
     def num_steps(self) -> int:

@@ -22,8 +22,7 @@ class PromptCache:
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._kept]
         if not missing:
             return
-        encoded = self.encode(missing)
-        for prompt, conditioning in zip(missing, encoded, strict=True):
+        for prompt, conditioning in self._encoded(missing):
             if self.bytes + _bytes(conditioning) > self.limit:
                 return
             self._keep(prompt, conditioning)
@@ -34,12 +33,16 @@ class PromptCache:
         found = {prompt: self._kept.pop(prompt) for prompt in dict.fromkeys(prompts) if prompt in self._kept}
         self.bytes -= sum(map(_bytes, found.values()))
         if missing:
-            found |= zip(missing, self.encode(missing), strict=True)
+            found |= self._encoded(missing)
         for prompt, conditioning in found.items():
             self._keep(prompt, conditioning)
         while self.bytes > self.limit and self._kept:
             self.bytes -= _bytes(self._kept.pop(next(iter(self._kept))))
         return [found[prompt] for prompt in prompts]
+
+    def _encoded(self, prompts: Sequence[str]) -> Iterator[tuple[str, Conditioning]]:
+        for prompt, conditioning in zip(prompts, self.encode(prompts), strict=True):
+            yield prompt, tuple(part.cpu() for part in conditioning)
 
     def _keep(self, prompt: str, conditioning: Conditioning) -> None:
         self._kept[prompt] = conditioning

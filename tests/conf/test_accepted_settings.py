@@ -10,19 +10,21 @@ from buffer.orders import Order
 from buffer.schema import rollout_table
 from common.errors import UserError
 from conf.load import load
-from conf.schema import Algorithm, DType, GuidanceGradient
+from conf.schema import DType, GuidanceGradient
 from conf.validate import validate
 from learner.batch import Batch
 from learner.learner import Learner
+from learner.paths import ADVANTAGES, OBJECTIVES
 from policy.policy import Policy
 from policy.rollout import rollout
 from tests.pipelines import tiny_pipeline
 from tests.running import SMALL
 
-WORDS = ("model.dtype", "sampling.latents_dtype", "learner.algorithm", "learner.guidance_gradient")
+WORDS = ("model.dtype", "sampling.latents_dtype", "learner.objective", "learner.advantage", "learner.guidance_gradient")
 CHOICES = [
-    *itertools.product(DType, DType, ["ddpo_is"], ["full"]),
-    *itertools.product(["float32"], ["float32"], Algorithm, GuidanceGradient),
+    *itertools.product(DType, DType, ["ddpo_is"], ["per_prompt"], ["full"]),
+    *itertools.product(["float32"], ["float32"], OBJECTIVES.built_in, ["per_prompt"], GuidanceGradient),
+    *itertools.product(["float32"], ["float32"], ["ddpo_is"], ADVANTAGES.built_in, ["full"]),
 ]
 
 
@@ -40,14 +42,14 @@ def test_what_is_accepted_makes_a_table_and_an_update(choice: tuple[str, ...], m
     except UserError as refused:
         assert choice[0] == "float64" or choice[1] in ("float64", "bfloat16"), refused
         return
-    policy = Policy.load(config.model, config.sampling, config.run.seed, "cpu", trainable=True)
+    policy = Policy.load(config.model, config.sampling, config.run.seed, "cpu", trainable=False)
     order = Order("o", 0, None, (0, 1), ("a cat", "two dogs"), (0, 1), (3, 4))
     made = rollout(policy, order.prompts, order.seeds)
     rollout_table(order, made.latents, made.timesteps, made.log_probs, made.images)
     ages = np.zeros(2, np.int32)
     rewards = np.array([0, 1], np.float32)
     batch = Batch(0, order.prompts, rewards, {}, ages, ages, made.latents, made.log_probs)
-    learner = Learner(policy, config)
+    learner = Learner.load(config, "cpu")
     trained = learner.train(batch)
     assert trained.metrics["non_finite_steps"] == 0 and learner.version.number == 1
     learner.save(tmp_path / "point")

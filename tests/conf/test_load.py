@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from conf.declaration import ANY
 from conf.load import CONF, experiments, from_file, help_text, load
 from conf.prompts import resolve_prompts
-from conf.schema import Algorithm, Config, DType, PromptsConfig
+from conf.schema import Config, DType, PromptsConfig
 from conf.settings import settings
 from conf.validate import cluster_fits, effective_gpus, validate
 from prompts.sets import named_sets
@@ -64,9 +64,9 @@ def test_a_later_layer_replaces_where_prompts_come_from() -> None:
 
 
 def test_the_configuration_is_plain_and_typed() -> None:
-    config = load(["compressibility", "learner.algorithm=ddpo_sf", "model.dtype=float16", "rewards.a.path=m:C"])
+    config = load(["compressibility", "learner.objective_args.k=1", "model.dtype=float16", "rewards.a.path=m:C"])
     config.rewards["a"].args = {"nested": {"list": [1, 2]}}
-    assert config.learner.algorithm is Algorithm.ddpo_sf and config.model.dtype is DType.float16
+    assert config.learner.objective_args == {"k": 1} and config.model.dtype is DType.float16
     assert isinstance(config.learner.betas, tuple)
 
     def plain(value: object) -> bool:

@@ -1,7 +1,7 @@
 """A policy of one parameter, for closed forms: every step draws x_next from N(theta, std[i]^2), whatever x is."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -24,11 +24,11 @@ class GaussianToy:
         self.at_base = False
         self.calls: list[int] = []  # pairs in each call
 
-    def encode(self, prompts: list[str]) -> Tensor:
-        return torch.zeros(len(prompts), 1, 1)
+    def encode(self, prompts: Sequence[str]) -> tuple[Tensor, ...]:
+        return (torch.zeros(len(prompts), 1, 1),)
 
     def gaussian(
-        self, latents: Tensor, step_index: Tensor, prompt_embeds: Tensor, guidance_gradient: str = "full"
+        self, latents: Tensor, step_index: Tensor, conditioning: tuple[Tensor, ...], guidance_gradient: str = "full"
     ) -> tuple[Tensor, Tensor]:
         self.calls.append(len(latents))
         if self.memory is not None and len(latents) > self.memory:
@@ -41,10 +41,10 @@ class GaussianToy:
         latents: Tensor,
         next_latents: Tensor,
         step_index: Tensor,
-        prompt_embeds: Tensor,
+        conditioning: tuple[Tensor, ...],
         guidance_gradient: str = "full",
     ) -> Tensor:
-        mean, std = self.gaussian(latents, step_index, prompt_embeds, guidance_gradient)
+        mean, std = self.gaussian(latents, step_index, conditioning, guidance_gradient)
         return torch.distributions.Normal(mean, std).log_prob(next_latents).mean(dim=(1, 2, 3))
 
     @contextmanager

@@ -10,16 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 
 from buffer.orders import Version
 from common.errors import RunStopped, UserError
-from conf.schema import Algorithm, Config, DType, GuidanceGradient
+from conf.schema import Config, DType, GuidanceGradient
 from learner import recovery
 from learner.batch import Batch
 from learner.learner import Learner
 from learner.optimizer_state import optimizer_state
-from learner.update import Updater, shares
+from learner.ranks import Ranks
+from learner.registry import make_objective
+from learner.update import Updater
 from policy import lora
+from policy.families.stable_diffusion import StableDiffusion
 from policy.policy import Policy
 from policy.rollout import rollout
 from tests.pipelines import tiny_pipeline
@@ -54,7 +58,13 @@ def small(folder: Path) -> Config:
 
 
 def load(config: Config, **options: bool) -> Policy:
-    return Policy.load(config.model, config.sampling, config.run.seed, "cpu", trainable=True, **options)
+    """A learner's policy, with the VAE that it leaves out: here it rolls out, too."""
+    policy = Policy.load(config.model, config.sampling, config.run.seed, "cpu", trainable=True, **options)
+    assert isinstance(policy.family, StableDiffusion)
+    policy.family.vae = AutoencoderKL.from_pretrained(
+        config.model.path, subfolder="vae", torch_dtype=policy.arithmetic, low_cpu_mem_usage=False
+    )
+    return policy
 
 
 def away_from_zero(policy: Policy) -> None:
@@ -79,10 +89,16 @@ def make_batch(policy: Policy, number: int, count: int = 8) -> Batch:
     )
 
 
+def one_step(policy: Policy, config: Config, ranks: Ranks | None = None) -> Updater:
+    """With all pairs of a batch in one optimizer step."""
+    whole = dataclasses.replace(config, learner=dataclasses.replace(config.learner, optimizer_steps=1))
+    return Updater(policy, make_objective(whole), whole.learner, ranks)
+
+
 def gradient(policy: Policy, config: Config, batch: Batch, microbatch: int) -> torch.Tensor:
-    updater = Updater(policy, config.learner, config.run.seed)
+    updater = one_step(policy, config)
     advantages = np.random.default_rng(2).normal(size=len(batch)).astype(np.float32)
-    updater.gradient(batch, advantages, shares(batch, 1, 0)[0], microbatch)
+    updater.gradient(batch, advantages, updater.objective.draw(batch)[0], microbatch)
     return torch.cat([p.grad.flatten() for p in updater.parameters.values() if p.grad is not None])
 
 
@@ -120,7 +136,7 @@ def test_score_function_and_importance_sampling_have_one_gradient_at_ratio_one(p
     config.learner.clip_range = 1.0
     batch = make_batch(policy, 0)
     sampled = gradient(policy, config, batch, 8)
-    config.learner.algorithm = Algorithm.ddpo_sf
+    config.learner.objective = "ddpo_sf"
     assert error(gradient(policy, config, batch, 8), sampled) < 1e-5
 
 
@@ -156,7 +172,7 @@ def state_of(learner: Learner) -> dict[str, Any]:
         "version": learner.version,
         "lora": learner.policy.lora_state(),
         "optimizer": optimizer_state(learner.updater.optimizer, learner.updater.parameters),
-        "tracker": learner.tracker.state_dict(),
+        "advantage": learner.advantage.state_dict(),
         "optimizer_steps": learner.optimizer_steps,
     }
 
@@ -304,7 +320,7 @@ def test_the_state_file_is_plain_json_with_a_seal(config: Config, tmp_path: Path
     learner.save(tmp_path / "v1")
     body = json.loads((tmp_path / "v1" / "state.json").read_text().splitlines()[0])
     assert body["version"] == list(learner.version)
-    assert body["tracker"] == learner.tracker.state_dict()
+    assert body["advantage"] == learner.advantage.state_dict()
 
 
 def test_a_batch_out_of_order_is_refused(config: Config) -> None:

@@ -18,8 +18,7 @@ from conf.schema import Config, DType
 from learner.batch import Batch
 from learner.learner import Learner
 from learner.ranks import Meeting, Ranks, RanksDisagree
-from learner.update import Updater, shares
-from tests.learner.test_pipeline import away_from_zero, error, load, make_batch, small
+from tests.learner.test_pipeline import away_from_zero, error, load, make_batch, one_step, small
 from tests.pipelines import tiny_pipeline
 
 PATIENCE_S = 1800  # a rank that dies closes its pipe, and is noticed at once
@@ -80,9 +79,9 @@ def gradient(ranks: Ranks, config: Config, batch: Batch) -> tuple[Tensor, Tensor
     """float [parameters] of one optimizer step: this rank's part, and the sum over ranks."""
     policy = load(config)
     away_from_zero(policy)
-    updater = Updater(policy, config.learner, config.run.seed, ranks=ranks)
+    updater = one_step(policy, config, ranks)
     advantages = np.random.default_rng(2).normal(size=len(batch)).astype(np.float32)
-    updater.gradient(batch, advantages, shares(batch, 1, 0)[0], 7)
+    updater.gradient(batch, advantages, updater.objective.draw(batch)[0], 7)
     gradients = [p.grad for p in updater.parameters.values() if p.grad is not None]
     part = torch.cat([gradient.flatten() for gradient in gradients])
     ranks.sum(gradients)
@@ -123,9 +122,9 @@ def weights_after(ranks: Ranks, configs: list[Config], batches: list[Batch]) -> 
 
 def test_weights_after_three_batches_are_those_of_one_learner(folder: Path) -> None:
     configs = [small(folder), small(folder)]
-    for config, decoupled in zip(configs, (False, True), strict=True):
+    for config, objective in zip(configs, ("ddpo_is", "ddpo_decoupled"), strict=True):
         config.model.dtype = DType.float64
-        config.learner.decoupled = decoupled
+        config.learner.objective = objective
     policy = load(configs[0])
     away_from_zero(policy)
     start = policy.lora_state()
@@ -142,12 +141,12 @@ def test_weights_after_three_batches_are_those_of_one_learner(folder: Path) -> N
     assert any((singles[0][0][name] != singles[1][0][name]).any() for name in start)
 
 
-@pytest.mark.parametrize("decoupled", [False, True])
-def test_ranks_without_pairs_change_nothing(folder: Path, decoupled: bool) -> None:
+@pytest.mark.parametrize("objective", ["ddpo_is", "ddpo_decoupled"])
+def test_ranks_without_pairs_change_nothing(folder: Path, objective: str) -> None:
     """Pictures were set aside until an optimizer step has fewer pairs than there are ranks, and the KL, too."""
     config = small(folder)
     config.model.dtype = DType.float64
-    config.learner.decoupled = decoupled
+    config.learner.objective = objective
     config.learner.optimizer_steps = 4
     config.learner.train_steps = 1
     config.sampling.steps = 2

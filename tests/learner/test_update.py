@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from common.errors import RunStopped
-from conf.schema import Algorithm, LearnerConfig
-from learner.advantages import PerPromptTracker
+from conf.schema import LearnerConfig
+from learner.advantages import PerPrompt
 from learner.batch import Batch
 from learner.metrics import reward_metrics, update_metrics
+from learner.objectives.ddpo import Decoupled, ImportanceSampling, PolicyGradient, ScoreFunction
+from learner.objectives.objective import Objective, Pairs
 from learner.ranks import Ranks
-from learner.update import KL_PAIRS, Pairs, Updater, shares
+from learner.update import KL_PAIRS, Updater
 from tests.learner.learner_toy import SHAPE, D, GaussianToy, toy_batch
 
 STDS = [0.9, 0.5, 0.2]
@@ -25,8 +27,19 @@ def config(**changes: Any) -> LearnerConfig:
     return dataclasses.replace(LearnerConfig(lr=0.02, max_grad_norm=1e9, weight_decay=0.0), **changes)
 
 
+def updater_of(
+    policy: GaussianToy, config: LearnerConfig, kind: type[Objective] = ImportanceSampling, ranks: Ranks | None = None
+) -> Updater:
+    return Updater(policy, kind(config, seed=0), config, ranks)
+
+
+def drawn(batch: Batch, seed: int = 0, **changes: Any) -> list[Pairs]:
+    """The pairs of each optimizer step."""
+    return ImportanceSampling(config(**changes), seed).draw(batch)
+
+
 def all_pairs(batch: Batch) -> Pairs:
-    return shares(batch, 1, seed=0)[0]
+    return drawn(batch, optimizer_steps=1)[0]
 
 
 def gradient_of(policy: GaussianToy) -> torch.Tensor:
@@ -48,22 +61,22 @@ def score_function_gradient(batch: Batch, advantages: np.ndarray, theta: np.ndar
     return total / (len(batch) * len(STDS))
 
 
-@pytest.mark.parametrize("algorithm", list(Algorithm))
+@pytest.mark.parametrize("kind", [ImportanceSampling, ScoreFunction, Decoupled])
 @pytest.mark.parametrize("microbatch", [1, 7, 1000])
-def test_gradient_at_ratio_one_is_the_closed_form(algorithm: Algorithm, microbatch: int) -> None:
+def test_gradient_at_ratio_one_is_the_closed_form(kind: type[PolicyGradient], microbatch: int) -> None:
     policy = GaussianToy(THETA, STDS)
     batch, advantages = toy_batch(policy, 20), normal(20)
-    updater = Updater(policy, config(algorithm=algorithm), seed=0)
+    updater = updater_of(policy, config(), kind)
     outputs = updater.gradient(batch, advantages, all_pairs(batch), microbatch)
     expected = score_function_gradient(batch, advantages, THETA.numpy(), np.ones((20, 3)))
     np.testing.assert_allclose(gradient_of(policy).numpy(), expected, rtol=1e-12)
-    assert (outputs.ratio == 1).all() and not outputs.clipped.any()
+    assert (outputs["ratio"] == 1).all() and not outputs["clipped"].any()
 
 
 def test_gradient_off_policy_is_the_closed_form_with_the_clipped_pairs_left_out() -> None:
     batch, advantages, clip = toy_batch(GaussianToy(THETA, STDS), 40), normal(40), 0.02
     moved = GaussianToy(THETA + 0.01, STDS)
-    Updater(moved, config(clip_range=clip), seed=0).gradient(batch, advantages, all_pairs(batch), 16)
+    updater_of(moved, config(clip_range=clip)).gradient(batch, advantages, all_pairs(batch), 16)
     new = toy_log_probs(moved, batch)
     ratio = np.exp(new - batch.log_probs)
     up, down = (advantages[:, None] > 0) & (ratio > 1 + clip), (advantages[:, None] < 0) & (ratio < 1 - clip)
@@ -79,54 +92,54 @@ def toy_log_probs(policy: GaussianToy, batch: Batch) -> np.ndarray:
             torch.from_numpy(batch.latents[:, step]),
             torch.from_numpy(batch.latents[:, step + 1]),
             torch.full((len(batch),), step),
-            torch.zeros(1),
+            (torch.zeros(1),),
         )
         for step in range(batch.num_steps)
     ]
     return torch.stack(columns, dim=1).numpy()
 
 
-@pytest.mark.parametrize(("algorithm", "steps"), [(Algorithm.ddpo_is, 2), (Algorithm.ddpo_sf, 1)])
-def test_ddpo_improves_the_expected_reward(algorithm: Algorithm, steps: int) -> None:
+@pytest.mark.parametrize(("kind", "steps"), [(ImportanceSampling, 2), (ScoreFunction, 1)])
+def test_ddpo_improves_the_expected_reward(kind: type[PolicyGradient], steps: int) -> None:
     """E r = -(|theta - target|^2 / D + std^2): the distance has to shrink to a fraction."""
     target = torch.full(SHAPE, 1.0)
     policy = GaussianToy(torch.zeros(SHAPE), STDS)
-    updater = Updater(policy, config(algorithm=algorithm, clip_range=0.05, lr=0.03, optimizer_steps=steps), seed=0)
-    tracker = PerPromptTracker(size=32, min_count=16)
+    settings = config(clip_range=0.05, lr=0.03, optimizer_steps=steps)
+    updater, advantage = updater_of(policy, settings, kind), PerPrompt(settings)
     before = ((policy.theta - target) ** 2).mean().item()
     for number in range(80):
         batch = toy_batch(policy, 32, number, target)
-        updater.train(batch, tracker.advantages(batch.prompts, batch.rewards))
+        updater.train(batch, advantage(batch.prompts, batch.rewards))
     assert ((policy.theta - target) ** 2).mean().item() < 0.1 * before
 
 
 def test_shares_hold_every_pair_once_and_shuffle_each_trajectory_by_itself() -> None:
     batch = toy_batch(GaussianToy(THETA, [0.5] * 6), 10)
-    steps = shares(batch, 3, seed=4)
+    steps = drawn(batch, seed=4, optimizer_steps=3)
     pairs = [pair for share in steps for pair in zip(share.rows, share.steps, strict=True)]
     assert sorted(pairs) == [(row, step) for row in range(10) for step in range(6)]
     assert sorted(len(set(share.rows)) for share in steps) == [3, 3, 4]
     assert len({tuple(share.steps[share.rows == row]) for share in steps for row in set(share.rows)}) > 5
     for share in steps:  # every timestep of a trajectory belongs to one optimizer step
         assert all((share.rows == row).sum() == 6 for row in set(share.rows))
-    again, other = shares(batch, 3, seed=4), shares(batch, 3, seed=5)
+    again, other = (drawn(batch, seed=seed, optimizer_steps=3) for seed in (4, 5))
     assert all((a.rows == b.rows).all() and (a.steps == b.steps).all() for a, b in zip(steps, again, strict=True))
     assert any((a.rows[:3] != b.rows[:3]).any() for a, b in zip(steps, other, strict=True))
 
 
 def test_a_batch_of_fewer_trajectories_than_optimizer_steps_takes_one_step_a_trajectory() -> None:
     policy = GaussianToy(THETA, STDS)
-    results = Updater(policy, config(optimizer_steps=4), seed=0).train(toy_batch(policy, 3), normal(3))
+    results = updater_of(policy, config(optimizer_steps=4)).train(toy_batch(policy, 3), normal(3))
     assert [len(result.pairs) for result in results] == [3, 3, 3]
 
 
 def test_gradient_norm_is_clipped_and_reported_as_it_was() -> None:
     policy = GaussianToy(THETA, STDS)
     batch, advantages = toy_batch(policy, 8), 100 * normal(8)
-    updater = Updater(policy, config(), seed=0)
+    updater = updater_of(policy, config())
     updater.gradient(batch, advantages, all_pairs(batch), 64)
     norm = gradient_of(policy).norm().item()
-    clipped = Updater(policy, config(max_grad_norm=0.5, optimizer_steps=1), seed=0)
+    clipped = updater_of(policy, config(max_grad_norm=0.5, optimizer_steps=1))
     assert norm > 0.5
     assert clipped.train(batch, advantages)[0].grad_norm == pytest.approx(norm, rel=1e-12)
     # AdamW's first moment is 0.1 times the gradient that it was given
@@ -139,7 +152,8 @@ def test_kl_to_base_is_the_closed_form_and_says_its_scale() -> None:
     policy = GaussianToy(THETA, STDS)
     batch = toy_batch(policy, KL_PAIRS // len(STDS))
     assert len(all_pairs(batch)) <= KL_PAIRS
-    measured = Updater(policy, config(microbatch=5), seed=0).kl_to_base(batch)
+    measured = updater_of(policy, config(microbatch=5)).kl_to_base(batch)
+    assert measured is not None
     per_step = [(THETA**2).sum().item() / (2 * std**2) for std in STDS]
     assert measured.trajectory == pytest.approx(sum(per_step), rel=1e-12)
     assert measured.dimension == pytest.approx(sum(per_step) / len(STDS) / D, rel=1e-12)
@@ -147,14 +161,14 @@ def test_kl_to_base_is_the_closed_form_and_says_its_scale() -> None:
 
 def test_a_step_that_is_not_finite_is_not_taken_and_three_in_a_row_stop_the_run() -> None:
     policy = GaussianToy(THETA, STDS)
-    updater = Updater(policy, config(optimizer_steps=1), seed=0)
+    updater = updater_of(policy, config(optimizer_steps=1))
     batch, bad = toy_batch(policy, 8), normal(8)
     bad[3] = np.nan
     for _ in range(2):
         result = updater.train(batch, bad)[0]
         assert not result.taken
-        metrics = update_metrics(batch, [result], updater.kl_to_base(batch))
-        assert metrics["non_finite_steps"] == 1 and "loss" not in metrics
+        metrics = updater.objective.metrics(batch, [result]) | update_metrics([result], updater.kl_to_base(batch))
+        assert metrics["non_finite_steps"] == 1 and not {"loss", "clip_fraction", "kl/step"} & metrics.keys()
     assert torch.equal(policy.theta, THETA) and policy.theta not in updater.optimizer.state
     assert updater.train(batch, normal(8))[0].taken  # a good one between: counted from the start again
     assert not torch.equal(policy.theta, THETA)
@@ -169,7 +183,7 @@ def test_a_step_that_is_not_finite_is_not_taken_and_three_in_a_row_stop_the_run(
 def test_a_gradient_that_is_not_finite_is_not_taken_though_the_loss_is() -> None:
     policy = GaussianToy(THETA, STDS)
     policy.theta.register_hook(lambda gradient: gradient * torch.inf)
-    result = Updater(policy, config(optimizer_steps=1), seed=0).train(toy_batch(policy, 8), normal(8))[0]
+    result = updater_of(policy, config(optimizer_steps=1)).train(toy_batch(policy, 8), normal(8))[0]
     assert np.isfinite(result.loss) and not result.taken and torch.equal(policy.theta, THETA)
 
 
@@ -178,7 +192,7 @@ def test_out_of_memory_halves_the_microbatch_and_gives_the_same_gradient(caplog:
     batch, advantages = toy_batch(enough, 20), normal(20)
     results = []
     for policy in (enough, little):
-        updater = Updater(policy, config(microbatch=32, max_grad_norm=1e9, optimizer_steps=1), seed=0)
+        updater = updater_of(policy, config(microbatch=32, max_grad_norm=1e9, optimizer_steps=1))
         results.append(updater.train(batch, advantages)[0])
     assert updater.microbatch == 4 and updater.halvings == 3
     assert "learner.microbatch=4" in caplog.text
@@ -189,7 +203,7 @@ def test_out_of_memory_halves_the_microbatch_and_gives_the_same_gradient(caplog:
 def test_memory_that_runs_out_midway_does_not_leave_half_a_gradient() -> None:
     policy = GaussianToy(THETA, STDS)
     batch, advantages = toy_batch(policy, 20), normal(20)
-    updater = Updater(policy, config(microbatch=16), seed=0)
+    updater = updater_of(policy, config(microbatch=16))
     updater.gradient(batch, advantages, all_pairs(batch), 16)
     expected = gradient_of(policy).clone()
     policy.calls.clear()
@@ -211,7 +225,7 @@ def test_one_pair_that_does_not_fit_stops_the_run_with_a_sentence() -> None:
     batch = toy_batch(policy, 8)
     policy.memory = 0
     with pytest.raises(RunStopped, match="gradient_checkpointing"):
-        Updater(policy, config(), seed=0).train(batch, normal(8))
+        updater_of(policy, config()).train(batch, normal(8))
 
 
 def test_the_advice_on_memory_names_what_helps_and_not_what_is_set_already() -> None:
@@ -221,7 +235,7 @@ def test_the_advice_on_memory_names_what_helps_and_not_what_is_set_already() -> 
     for checkpointing in (False, True):
         policy = GaussianToy(THETA, STDS, memory=0)
         with pytest.raises(RunStopped) as stopped:
-            Updater(policy, config(gradient_checkpointing=checkpointing), seed=0).train(batch, normal(8))
+            updater_of(policy, config(gradient_checkpointing=checkpointing)).train(batch, normal(8))
         said[checkpointing] = str(stopped.value)
     assert "set learner.gradient_checkpointing=true" in said[False] and "same command" in said[False]
     assert "set learner.gradient_checkpointing" not in said[True] and "a larger GPU" in said[True]
@@ -269,7 +283,7 @@ def failing(memory: int, error: Exception) -> GaussianToy:
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: str(error)[:40])
 def test_memory_of_any_kind_that_runs_out_halves_the_microbatch(error: Exception) -> None:
     batch = toy_batch(GaussianToy(THETA, STDS), 20)
-    updater = Updater(failing(5, error), config(microbatch=16, optimizer_steps=1), seed=0)
+    updater = updater_of(failing(5, error), config(microbatch=16, optimizer_steps=1))
     assert updater.train(batch, normal(20))[0].taken
     assert updater.microbatch == 4 and updater.halvings == 2
 
@@ -277,7 +291,7 @@ def test_memory_of_any_kind_that_runs_out_halves_the_microbatch(error: Exception
 @pytest.mark.parametrize("error", OTHER_ERRORS, ids=lambda error: str(error)[:40])
 def test_a_poisoned_device_is_not_answered_by_a_smaller_microbatch(error: Exception) -> None:
     batch = toy_batch(GaussianToy(THETA, STDS), 20)
-    updater = Updater(failing(5, error), config(microbatch=16), seed=0)
+    updater = updater_of(failing(5, error), config(microbatch=16))
     with pytest.raises(type(error)) as raised:
         updater.train(batch, normal(20))
     assert raised.value is error and updater.microbatch == 16 and updater.halvings == 0
@@ -287,7 +301,7 @@ def test_real_memory_of_the_host_that_runs_out_is_recognised() -> None:
     """What torch and numpy themselves raise here, not sentences that were written down once."""
     for ask in (lambda: torch.empty(2**60, dtype=torch.float32), lambda: np.ones(2**58, np.float32)):
         policy = GaussianToy(THETA, STDS)
-        updater = Updater(policy, config(microbatch=2), seed=0)
+        updater = updater_of(policy, config(microbatch=2))
 
         def work(microbatch: int, ask: Any = ask) -> int:
             if microbatch > 1:
@@ -304,8 +318,8 @@ class Node:
     """Stands for a node of the graph, to which itself there are no weak references."""
 
 
-@pytest.mark.parametrize("decoupled", [False, True])
-def test_no_graph_outlives_its_microbatch(decoupled: bool) -> None:
+@pytest.mark.parametrize("kind", [ImportanceSampling, Decoupled])
+def test_no_graph_outlives_its_microbatch(kind: type[PolicyGradient]) -> None:
     """A node of the graph holds what its forward pass saved, and some of that even after backward."""
     policy = GaussianToy(THETA, STDS)
     batch = toy_batch(policy, 20)
@@ -324,7 +338,7 @@ def test_no_graph_outlives_its_microbatch(decoupled: bool) -> None:
         return values
 
     policy.log_prob = watched  # type: ignore[method-assign, assignment]
-    updater = Updater(policy, config(microbatch=4, optimizer_steps=2), seed=0, decoupled=decoupled)
+    updater = updater_of(policy, config(microbatch=4, optimizer_steps=2), kind)
     updater.train(batch, normal(20))
     assert len(nodes) == 16 and max(alive) == 0
     assert not any(node() is not None for node in nodes)
@@ -333,28 +347,35 @@ def test_no_graph_outlives_its_microbatch(decoupled: bool) -> None:
 def test_what_an_optimizer_step_gives_back_holds_no_graph() -> None:
     policy = GaussianToy(THETA, STDS)
     batch = toy_batch(policy, 8)
-    outputs = Updater(policy, config(), seed=0).gradient(batch, normal(8), all_pairs(batch), 4)
-    values = [getattr(outputs, field.name) for field in dataclasses.fields(outputs)]
-    assert all(value.grad_fn is None and not value.requires_grad for value in values)
+    outputs = updater_of(policy, config()).gradient(batch, normal(8), all_pairs(batch), 4)
+    assert set(outputs) == {"loss", *ImportanceSampling.measures}
+    assert all(value.grad_fn is None and not value.requires_grad for value in outputs.values())
 
 
 # ---- a rank that has no pairs
 
 
-@pytest.mark.parametrize("decoupled", [False, True])
-def test_a_rank_without_pairs_has_a_gradient_of_zero_and_measures_nothing(decoupled: bool) -> None:
+@pytest.mark.parametrize("kind", [ImportanceSampling, Decoupled])
+def test_a_rank_without_pairs_has_a_gradient_of_zero_and_measures_nothing(kind: type[PolicyGradient]) -> None:
     policy = GaussianToy(THETA, STDS)
-    batch = toy_batch(policy, 1).first_steps(1)  # one pair, and three ranks
+    settings, batch = config(train_steps=1), toy_batch(policy, 1)
+    (pairs,) = drawn(batch, train_steps=1, optimizer_steps=1)  # one pair, and three ranks
+    assert len(pairs) == 1
     ranks = [Ranks(rank, 3) for rank in range(3)]
-    parts = [
-        Updater(policy, config(), 0, decoupled, each).gradient(batch, normal(1), all_pairs(batch), 4) for each in ranks
-    ]
-    assert sorted(len(part.loss) for part in parts) == [0, 0, 1]
-    assert len({(value.dtype, value.ndim) for part in parts for value in (part.loss, part.ratio)}) == 1
-    for each in ranks:
-        updater = Updater(policy, config(), 0, decoupled, each)
-        measured = updater.proximal_log_probs(batch, [all_pairs(batch)])
-        assert np.isfinite(measured).sum() == len(range(*each.part(1).indices(1)))
+    updaters = [updater_of(policy, settings, kind, each) for each in ranks]
+    parts, gradients = [], []
+    for updater in updaters:
+        parts.append(updater.gradient(batch, normal(1), pairs, 4))
+        gradients.append(gradient_of(policy).clone())
+    assert sorted(len(part["loss"]) for part in parts) == [0, 0, 1]
+    assert len({(value.dtype, value.ndim) for part in parts for value in part.values()}) == 1
+    assert [bool(gradient.any()) for gradient in gradients] == [len(part["loss"]) == 1 for part in parts]
+    for each, updater in zip(ranks, updaters, strict=True):
+        policy.calls.clear()
+        before = updater._with_before(batch, pairs).before
+        mine = kind is Decoupled and len(range(*each.part(1).indices(1))) == 1
+        assert policy.calls == [1] * mine
+        assert np.isfinite(before).all() if before is not None else not mine
 
 
 def test_metrics_of_a_batch_by_hand() -> None:
@@ -363,10 +384,11 @@ def test_metrics_of_a_batch_by_hand() -> None:
     parts = {"caption": np.arange(12, dtype=np.float32), "caption.empty": np.array([0, 1, np.nan] * 4, np.float32)}
     batch = dataclasses.replace(batch, ages=np.array([0, 1] * 6, np.int32), parts=parts)
     batch.log_probs[:6] += 0.25  # the gap that a rollout of another precision would show
-    updater = Updater(policy, config(optimizer_steps=1, clip_range=0.1), seed=0)
+    updater = updater_of(policy, config(optimizer_steps=1, clip_range=0.1))
     base = updater.kl_to_base(batch)
+    assert base is not None
     steps = updater.train(batch, normal(12))
-    metrics = update_metrics(batch, steps, base)
+    metrics = updater.objective.metrics(batch, steps) | update_metrics(steps, base)
     assert metrics["ratio/gap"] == pytest.approx(0.25, rel=1e-6)
     assert metrics["ratio/max_abs_log_true"] == pytest.approx(0.25 * D, rel=1e-6)
     assert metrics["ratio/mean"] == pytest.approx((1 + np.exp(-0.25)) / 2, rel=1e-6)
@@ -385,7 +407,6 @@ def test_metrics_of_a_batch_by_hand() -> None:
 def test_no_gap_is_given_where_no_row_is_fresh() -> None:
     policy = GaussianToy(THETA, STDS)
     batch = dataclasses.replace(toy_batch(policy, 6), ages=np.ones(6, np.int32))
-    updater = Updater(policy, config(), seed=0)
-    base = updater.kl_to_base(batch)
-    metrics = update_metrics(batch, updater.train(batch, normal(6)), base)
+    updater = updater_of(policy, config())
+    metrics = updater.objective.metrics(batch, updater.train(batch, normal(6)))
     assert "ratio/gap" not in metrics and metrics["ratio/max_abs_log"] == 0

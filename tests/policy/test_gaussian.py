@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
-from policy.gaussian import ddim_schedule, log_prob, step
+from policy.ddim import ddim_schedule
+from policy.gaussian import log_prob, step
 from tests.pipelines import SD_DDIM
 
 

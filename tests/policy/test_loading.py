@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from policy.stable_diffusion import check_schedule, image_size
 from safetensors.torch import load_file, save_file
 
 from common.errors import UserError
 from common.precision import exact_float32
 from conf.schema import DType, ModelConfig, SamplingConfig
+from policy.families.stable_diffusion import StableDiffusion
 from policy.policy import Policy
-from policy.source import check_model
+from policy.source import check_model, family_of
 from tests.pipelines import edit_json, tiny_pipeline
 from tests.running import ROOT
 
@@ -37,6 +37,10 @@ def refusal(call: Callable[[], object]) -> str:
     sentence = str(raised.value)
     assert "\n" not in sentence and sentence.endswith(".")
     return sentence
+
+
+def image_size(model: ModelConfig) -> tuple[int, int]:
+    return StableDiffusion.check(model, SamplingConfig())
 
 
 def load(model: ModelConfig, **sampling: Any) -> Policy:
@@ -202,7 +206,10 @@ def test_a_model_with_a_part_that_cannot_be_a_policy_is_refused(
 ) -> None:
     folder = shutil.copytree(good, tmp_path / "pipeline")
     spoil(folder)
-    assert names in refusal(lambda: load(ModelConfig(str(folder))))
+    model = ModelConfig(str(folder))
+    sentence = refusal(lambda: load(model).encode(["a cat"]))
+    assert names in sentence
+    assert refusal(lambda: load(model).prompts.fill(["a cat"])) == sentence
 
 
 ADVISED = [
@@ -254,14 +261,16 @@ def test_pictures_are_as_large_as_the_pipeline_draws_them(
     unet(sample_size=size, _diffusers_version=version)(folder)
     taken = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None).unet.config.sample_size
     sides = (taken, taken) if isinstance(taken, int) else tuple(taken)
-    assert image_size(ModelConfig(str(folder))) == (8 * sides[0], 8 * sides[1])
-    assert load(ModelConfig(str(folder))).latent_shape == (4, *sides)
+    policy = load(ModelConfig(str(folder)))
+    assert policy.latent_shape == (4, *sides) and policy.image_size == (8 * sides[0], 8 * sides[1])
+    assert image_size(ModelConfig(str(folder))) == policy.image_size
 
 
 def test_a_vae_without_a_scaling_factor_has_that_of_diffusers(good: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(good, tmp_path / "pipeline")
     vae(scaling_factor=...)(folder)
-    assert load(ModelConfig(str(folder))).family.vae.config.scaling_factor == 0.18215
+    family = StableDiffusion.load(ModelConfig(str(folder)), "cpu", decodes=True)
+    assert family.scaling_factor == 0.18215
 
 
 def test_tf32_is_off_whatever_the_networks_dtype() -> None:
@@ -307,13 +316,25 @@ def test_schedule_and_size_are_known_without_weights(good: Path, tmp_path: Path)
     for weights in folder.rglob("*.safetensors"):
         weights.unlink()
     model = ModelConfig(str(folder))
-    check_schedule(model, SamplingConfig())
     assert image_size(model) == (64, 64)
-    assert "sampling.eta=0" in refusal(lambda: check_schedule(model, SamplingConfig(eta=0.0)))
+    assert "sampling.eta=0" in refusal(lambda: StableDiffusion.check(model, SamplingConfig(eta=0.0)))
     unet(sample_size=[8, 16])(folder)
     assert image_size(model) == (64, 128)
     drop("unet")(folder)
     assert "unet" in refusal(lambda: image_size(model))
+
+
+def test_a_family_of_the_users_own_is_found_and_says_what_its_folder_holds(good: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(good, tmp_path / "pipeline")
+    sdxl(folder)
+    own = ModelConfig(str(folder), family="policy.families.stable_diffusion:StableDiffusion")
+    assert family_of(own) is StableDiffusion is family_of(ModelConfig(str(good)))
+    check_model(own)
+    own.family = "nosuch"
+    assert "model.family=nosuch is neither built in (StableDiffusionPipeline) nor" in refusal(lambda: check_model(own))
+    own.family = "no_such_module:Mine"
+    assert "there is no module no_such_module" in refusal(lambda: check_model(own))
+    assert "has no Mine" in refusal(lambda: family_of(ModelConfig(str(folder), family="policy.family:Mine")))
 
 
 def test_checking_a_model_needs_no_torch(good: Path) -> None:

@@ -7,14 +7,16 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from peft.tuners.lora import LoraLayer
-from policy.stable_diffusion import check_lora
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from common.errors import UserError
 from conf.schema import DType, GuidanceGradient, LoraConfig, ModelConfig, SamplingConfig
 from policy import lora
+from policy.check import check_lora
+from policy.family import Conditioning
 from policy.policy import Policy
+from policy.prompt_cache import PromptCache
 from policy.source import WEIGHT_NAME
 from tests.pipelines import tiny_pipeline
 
@@ -43,8 +45,8 @@ def noisy(state: dict[str, torch.Tensor], scale: float = 0.2) -> dict[str, torch
     return {name: value + scale * torch.randn(value.shape, generator=generator) for name, value in state.items()}
 
 
-def inputs(policy: Policy, n: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(latents, next latents, steps, embeddings) of n pairs; the next latents lie where the policy might put them."""
+def inputs(policy: Policy, n: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Conditioning]:
+    """(latents, next latents, steps, conditioning) of n pairs; the next latents lie where the policy might put them."""
     generator = torch.Generator().manual_seed(3)
     x, noise = torch.randn(2, n, 4, 8, 8, generator=generator)
     index, embeds = torch.arange(n) % 6, policy.encode(["a cat", "two dog"] * (n // 2))
@@ -210,7 +212,8 @@ def test_the_conditional_gradient_has_the_same_values_and_leaves_out_a_half(fold
 
     # d/dLoRA of log p(guided) is d/dconditional + d/dunconditional; with the empty prompt as the prompt both halves
     # are the same function f, guided = f + 3 (f - f), so the whole gradient is f's and the conditional one 3 times it
-    policy._prompts = {prompt: policy.encode([""])[0] for prompt in ("", "a cat", "two dog")}
+    (empty,) = policy.prompts([""])
+    policy.prompts = PromptCache(lambda prompts: iter([empty] * len(prompts)))
     torch.testing.assert_close(gradient(policy, "conditional"), 3 * gradient(policy, "full"), rtol=1e-8, atol=1e-10)
 
 

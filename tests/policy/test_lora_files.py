@@ -14,13 +14,14 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
-from policy.stable_diffusion import check_lora
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from common.errors import UserError
 from conf.schema import LoraConfig, ModelConfig, SamplingConfig
 from policy import lora
+from policy.check import check_lora
+from policy.families.stable_diffusion import StableDiffusion
 from policy.policy import Policy
 from policy.rollout import rollout
 from policy.source import WEIGHT_NAME
@@ -401,8 +402,8 @@ def test_what_is_handed_out_has_its_scale_in_its_weights(folder: Path, tmp_path:
     """So that a program that reads no metadata draws it right, and a run that starts from it starts as this one."""
     state = weights(folder)
     config = LoraConfig(**settings(rank=4, alpha=8.0))
-    lora.save(state, tmp_path / "own", config)
-    lora.export(state, tmp_path / "out", config)
+    lora.save(state, tmp_path / "own", config, StableDiffusion)
+    lora.export(state, tmp_path / "out", config, StableDiffusion)
     own = drawn(folder, lora_at(tmp_path / "own"))
     tensors = load_file(tmp_path / "out" / WEIGHT_NAME)
     save_file(tensors, tmp_path / "bare.safetensors")  # as a program that reads no metadata sees it
@@ -412,7 +413,7 @@ def test_what_is_handed_out_has_its_scale_in_its_weights(folder: Path, tmp_path:
     again = started(folder, tmp_path / "out", rank=4, alpha=8.0).lora_state()
     assert all(torch.equal(again[name], value) for name, value in state.items())  # 8/4 is a power of two: every bit
     odd = LoraConfig(**settings(rank=4, alpha=7.3))
-    lora.export(state, tmp_path / "odd", odd)
+    lora.export(state, tmp_path / "odd", odd, StableDiffusion)
     again = started(folder, tmp_path / "odd", rank=4, alpha=7.3).lora_state()
     for name, value in state.items():
         torch.testing.assert_close(again[name], value, rtol=3e-7, atol=0)
@@ -420,7 +421,7 @@ def test_what_is_handed_out_has_its_scale_in_its_weights(folder: Path, tmp_path:
 
 def test_a_runs_own_lora_is_read_as_it_stands_and_blamed_by_its_own_name(folder: Path, tmp_path: Path) -> None:
     state = weights(folder)
-    lora.save(state, tmp_path, LoraConfig(**settings()))
+    lora.save(state, tmp_path, LoraConfig(**settings()), StableDiffusion)
     read = lora.read_own(tmp_path)
     assert read.keys() == state.keys() and all(torch.equal(read[name], value) for name, value in state.items())
     file = tmp_path / WEIGHT_NAME

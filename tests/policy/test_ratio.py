@@ -61,7 +61,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lora_state = {
         name: value + 0.1 * torch.randn(value.shape, generator=generator) for name, value in policy.lora_state().items()
     }
-    lora.save(lora_state, folder / "lora", LoraConfig())
+    lora.save(lora_state, folder / "lora", LoraConfig(), policy.family)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "-c", SAMPLER, str(folder)], check=True, cwd=ROOT, env=environment)
     return folder
@@ -75,12 +75,12 @@ def read(folder: Path, dtype: str, size: int) -> tuple[torch.Tensor, np.ndarray]
 def score(policy: Policy, latents: torch.Tensor, microbatch: int) -> np.ndarray:
     """Log-probs [TRAJECTORIES, STEPS] of stored latents, as the learner computes them, from shuffled pairs."""
     pairs = torch.randperm(TRAJECTORIES * STEPS, generator=torch.Generator().manual_seed(1))
-    embeds = policy.encode(PROMPTS)
+    (embeds,) = policy.encode(PROMPTS)
     values = torch.empty(TRAJECTORIES, STEPS, dtype=policy.arithmetic)
     for chunk in pairs.split(microbatch):
         rows, steps = chunk // STEPS, chunk % STEPS
         with torch.enable_grad():
-            log_probs = policy.log_prob(latents[rows, steps], latents[rows, steps + 1], steps, embeds[rows])
+            log_probs = policy.log_prob(latents[rows, steps], latents[rows, steps + 1], steps, (embeds[rows],))
         assert log_probs.requires_grad
         values[rows, steps] = log_probs.detach()
     return values.numpy()

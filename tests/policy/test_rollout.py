@@ -1,5 +1,7 @@
 """Rollouts: plain diffusers reproduces them, neighbours do not matter, what is stored is what was scored."""
 
+import gc
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
+from transformers import CLIPTextModel
 
+from common.errors import UserError
 from conf.schema import DType, ModelConfig, SamplingConfig
 from policy.policy import Policy
 from policy.rollout import rollout
@@ -41,7 +45,7 @@ def test_shapes_and_types(model: ModelConfig) -> None:
     assert result.log_probs.shape == (3, 6) and result.log_probs.dtype == np.float32
     assert result.images.shape == (3, 64, 64, 3) and result.images.dtype == np.uint8
     assert policy.image_size == (64, 64) and policy.latent_shape == (4, 8, 8) and policy.num_steps == 6
-    assert result.timesteps[1].tolist() == policy.timesteps.tolist() == [831, 665, 499, 333, 167, 1]
+    assert result.timesteps[1].tolist() == policy.schedule.timesteps.tolist() == [831, 665, 499, 333, 167, 1]
 
 
 @pytest.mark.parametrize(("guidance", "eta"), [(3.0, 1.0), (1.0, 0.5)])
@@ -126,25 +130,90 @@ def test_guidance_is_that_of_the_formula_and_one_skips_the_unconditional_pass(mo
     plain, double, strong = (policy.gaussian(x, index, policy.encode(PROMPTS[:2]))[0] for policy in policies)
     torch.testing.assert_close(strong - plain, 4 * (double - plain), rtol=1e-4, atol=1e-4)
     assert (double - plain).abs().max() > 1e-3
-    assert "" not in policies[0]._prompts and "" in policies[1]._prompts
+    for policy, passes in zip(policies, (1, 2, 2), strict=True):
+        calls: list[int] = []
+        policy.family.network.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        policy.gaussian(x, index, policy.encode(PROMPTS[:2]))
+        assert len(calls) == passes
 
 
-def test_a_prompt_is_encoded_once(model: ModelConfig) -> None:
-    policy = load(model)
-    calls = []
-    policy.family.text_encoder.register_forward_hook(lambda *_: calls.append(1))
-    first = policy.encode(["a cat", "a dog", "a cat"])
-    second = policy.encode(["a dog", "a cat"])
-    assert len(calls) == 2
+def test_a_prompt_is_encoded_once_and_the_text_encoder_then_let_go_of(model: ModelConfig, tmp_path: Path) -> None:
+    """Without its weights on the disk the text encoder cannot be read again, and need not be for what is known."""
+
+    def encoders() -> set[int]:
+        gc.collect()
+        return {id(thing) for thing in gc.get_objects() if isinstance(thing, CLIPTextModel)}
+
+    others = encoders()
+    folder = shutil.copytree(model.path, tmp_path / "pipeline")
+    policy = load(ModelConfig(str(folder)))
+    assert encoders() <= others  # not read by loading
+    policy.prompts.fill(["a cat", "a dog"])
+    assert encoders() <= others
+    (folder / "text_encoder" / "model.safetensors").write_bytes(b"")
+    (first,) = policy.encode(["a cat", "a dog", "a cat"])
+    (second,) = policy.encode(["a dog", "a cat"])
     assert torch.equal(first[0], first[2]) and torch.equal(first[0], second[1]) and torch.equal(first[1], second[0])
     assert not torch.equal(first[0], first[1])
-    fresh = load(model).encode(["a dog"])  # encoded alone, in another order: the same bits
+    rollout(policy, ["a dog"], [1])
+    with pytest.raises(UserError, match="text_encoder cannot be read"):
+        policy.encode(["a dog", "a horse"])
+    (fresh,) = load(model).encode(["a dog"])  # encoded alone, in another order: the same bits
     assert torch.equal(fresh[0], first[1])
+
+
+def test_a_learner_reads_no_vae_and_scores_what_a_sampler_made(model: ModelConfig, tmp_path: Path) -> None:
+    folder = shutil.copytree(model.path, tmp_path / "pipeline")
+    made = rollout(load(model), PROMPTS, SEEDS)
+    (folder / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"")
+    spoiled, settings = ModelConfig(str(folder)), SamplingConfig(steps=6, guidance=3.0)
+    with pytest.raises(UserError, match="vae cannot be read"):
+        Policy.load(spoiled, settings, 0, "cpu", trainable=False)
+    learner = Policy.load(spoiled, settings, 0, "cpu", trainable=True)
+    learner.load_lora_state(load(model).lora_state())
+    latents = torch.from_numpy(made.latents)
+    scored = learner.log_prob(latents[:, 2], latents[:, 3], torch.full((3,), 2), learner.encode(PROMPTS))
+    assert np.array_equal(scored.detach().numpy(), made.log_probs[:, 2])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"steps": 4}, {"guidance": 1.0}, {"eta": 0.5}, {"steps": 3, "guidance": 5.0, "latents_dtype": DType.float16}],
+)
+def test_other_sampling_of_the_same_network_is_that_of_a_fresh_policy(model: ModelConfig, other: dict) -> None:
+    policy = load(model)
+    before = rollout(policy, PROMPTS, SEEDS)
+    settings = SamplingConfig(**{"steps": 6, "guidance": 3.0, **other})
+    changed = policy.with_sampling(settings)
+    assert changed.family is policy.family and changed.prompts is policy.prompts
+    expected, made = rollout(load(model, **other), PROMPTS, SEEDS), rollout(changed, PROMPTS, SEEDS)
+    for name in ("latents", "timesteps", "log_probs", "images"):
+        assert np.array_equal(getattr(made, name), getattr(expected, name)), name
+        assert getattr(made, name).dtype == getattr(expected, name).dtype
+    assert not np.array_equal(made.images, before.images)
+    changed.load_lora_state({name: 0 * value for name, value in policy.lora_state().items()})
+    assert not any(value.any() for value in policy.lora_state().values())  # one LoRA, whoever loads it
+
+
+def test_other_sampling_leaves_the_policy_as_it_was_and_is_refused_alike(model: ModelConfig) -> None:
+    policy = load(model)
+    before = rollout(policy, PROMPTS, SEEDS)
+    policy.with_sampling(SamplingConfig(steps=3, guidance=5.0))
+    impossible: list[dict[str, Any]] = [{"steps": 0}, {"eta": 0.0}, {"guidance": 0.5}]
+    for wrong in (*impossible, {"latents_dtype": DType.bfloat16}):
+        with pytest.raises(UserError) as fresh:
+            load(model, **wrong)
+        with pytest.raises(UserError) as refused:
+            policy.with_sampling(SamplingConfig(**{"steps": 6, "guidance": 3.0, **wrong}))
+        assert str(refused.value) == str(fresh.value)
+    after = rollout(policy, PROMPTS, SEEDS)
+    assert np.array_equal(after.log_probs, before.log_probs) and np.array_equal(after.images, before.images)
 
 
 def test_a_prompt_that_is_too_long_is_cut_off_and_says_so(model: ModelConfig, caplog: pytest.LogCaptureFixture) -> None:
     policy = load(model)
-    assert policy.encode(["a cat " * 100]).shape == policy.encode(["a cat"]).shape
+    (cut,), (short,) = policy.encode(["a cat " * 100]), policy.encode(["a cat"])
+    assert cut.shape == short.shape
     assert "cut off after 77" in caplog.text
 
 

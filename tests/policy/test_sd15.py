@@ -29,7 +29,7 @@ def load(folder: Path, **settings: Any) -> Policy:
 
 def test_its_pndm_config_gives_the_papers_50_steps(folder: Path) -> None:
     policy = Policy.load(ModelConfig(str(folder)), SamplingConfig(), 0, "cpu", trainable=False)
-    assert policy.timesteps.tolist() == list(range(981, 0, -20))
+    assert policy.schedule.timesteps.tolist() == list(range(981, 0, -20))
     assert policy.schedule.std[0].item() == pytest.approx(0.454, abs=5e-4)
     assert policy.schedule.std[-1].item() == pytest.approx(0.0206, abs=5e-5)
 
@@ -40,10 +40,8 @@ def test_its_pndm_config_gives_the_papers_50_steps(folder: Path) -> None:
 )
 def test_it_rolls_out_in_every_format(folder: Path, variant: str | None, dtype: DType) -> None:
     policy = load(folder, variant=variant, dtype=dtype)
-    parts = (policy.family.network, policy.family.text_encoder)
-    assert all(
-        p.dtype == getattr(torch, dtype) for part in parts for n, p in part.named_parameters() if "lora" not in n
-    )
+    own = [parameter for name, parameter in policy.family.network.named_parameters() if "lora" not in name]
+    assert all(tensor.dtype == getattr(torch, dtype) for tensor in (*own, *policy.encode(PROMPTS)))
     assert all(value.dtype == torch.float32 for value in policy.lora_state().values())
     result = rollout(policy, PROMPTS, SEEDS)
     assert result.images.shape == (2, 64, 64, 3) and np.isfinite(result.log_probs).all()

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from policy.tokens import Tokens, check_prompts
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
 from common.errors import UserError
 from conf.prompts import resolve_prompts
 from conf.schema import ModelConfig, PromptsConfig, SamplingConfig
+from policy.families.clip_tokens import Tokens
+from policy.families.stable_diffusion import StableDiffusion
 from policy.policy import Policy
 from prompts.sets import named_sets
 from tests.pipelines import edit_json, tiny_pipeline
@@ -50,7 +51,8 @@ def load(folder: Path) -> Policy:
 def test_prompts_are_encoded_as_diffusers_does(inverted: Path, prompt: str) -> None:
     pipe = StableDiffusionPipeline.from_pretrained(inverted, safety_checker=None)
     expected, _ = pipe.encode_prompt(prompt, "cpu", 1, do_classifier_free_guidance=False)
-    torch.testing.assert_close(load(inverted).encode([prompt]), expected, rtol=1e-5, atol=1e-6)
+    (embeddings,) = load(inverted).encode([prompt])
+    torch.testing.assert_close(embeddings, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_all_vectors_of_an_embedding_are_read(inverted: Path) -> None:
@@ -62,8 +64,8 @@ def test_all_vectors_of_an_embedding_are_read(inverted: Path) -> None:
 
 def test_what_is_cut_is_said_once(good: Path) -> None:
     model = ModelConfig(str(good))
-    assert check_prompts(model, ["a cat", "two dog"]) == []
-    (sentence,) = check_prompts(model, ["a cat", f"{LONG} first", f"dog {LONG}"])
+    assert StableDiffusion.check_prompts(model, ["a cat", "two dog"]) == []
+    (sentence,) = StableDiffusion.check_prompts(model, ["a cat", f"{LONG} first", f"dog {LONG}"])
     assert sentence.startswith("2 of 3 prompts are longer than the 77 tokens") and "'a cat a cat" in sentence
     assert "of 127 tokens" in sentence and len(sentence) <= 500
 
@@ -84,7 +86,7 @@ SAME = [
 def test_prompts_that_are_one_to_the_model_are_refused(good: Path, one: str, other: str) -> None:
     for prompts in (["two dog", one, other], ["two dog", other, one]):
         with pytest.raises(UserError) as raised:
-            check_prompts(ModelConfig(str(good)), prompts)
+            StableDiffusion.check_prompts(ModelConfig(str(good)), prompts)
         sentence = str(raised.value)
         assert "Prompts 2 (" in sentence and " and 3 (" in sentence and "\n" not in sentence and len(sentence) <= 500
         assert repr(prompts[1][:20])[:-1] in sentence and repr(prompts[2][:20])[:-1] in sentence
@@ -94,14 +96,14 @@ def test_prompts_that_are_one_to_the_model_are_refused(good: Path, one: str, oth
 def test_accents_that_are_written_in_two_ways_are_one_prompt() -> None:
     """For the shipped model, whose vocabulary has all bytes."""
     model = ModelConfig()
-    assert check_prompts(model, ["a café", "a cafe"]) == []
+    assert StableDiffusion.check_prompts(model, ["a café", "a cafe"]) == []
     with pytest.raises(UserError, match="are the same"):
-        check_prompts(model, ["a caf\u00e9", "a cafe\u0301"])
+        StableDiffusion.check_prompts(model, ["a caf\u00e9", "a cafe\u0301"])
 
 
 @pytest.mark.parametrize("name", sorted(named_sets()))
 def test_every_named_set_is_of_different_prompts_to_the_shipped_model(name: str) -> None:
-    check_prompts(ModelConfig(), resolve_prompts(PromptsConfig(set=name)))
+    StableDiffusion.check_prompts(ModelConfig(), resolve_prompts(PromptsConfig(set=name)))
 
 
 @pytest.mark.parametrize("value", [..., 1e30, 10**30, None, 512, 77], ids=str)
@@ -111,13 +113,15 @@ def test_a_tokenizer_without_a_maximum_takes_what_the_text_encoder_takes(
     folder = shutil.copytree(good, tmp_path / "pipeline")
     edit_json(folder / "tokenizer" / "tokenizer_config.json", model_max_length=value)
     assert Tokens.load(ModelConfig(str(folder))).length == 77
-    assert torch.equal(load(folder).encode(["a cat", LONG]), load(good).encode(["a cat", LONG]))
+    (made,), (expected,) = (load(path).encode(["a cat", LONG]) for path in (folder, good))
+    assert torch.equal(made, expected)
 
 
 def test_a_smaller_maximum_is_kept(good: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(good, tmp_path / "pipeline")
     edit_json(folder / "tokenizer" / "tokenizer_config.json", model_max_length=20)
-    assert load(folder).encode(["a cat"]).shape == (1, 20, 32)
+    (embeddings,) = load(folder).encode(["a cat"])
+    assert embeddings.shape == (1, 20, 32)
 
 
 @pytest.mark.parametrize("value", [0, -1, 2, "77", [77]], ids=str)
@@ -136,9 +140,9 @@ def test_a_token_that_the_text_encoder_does_not_know_is_refused_where_it_is_used
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     tokenizer.add_tokens("<new>")
     tokenizer.save_pretrained(folder / "tokenizer")
-    assert check_prompts(ModelConfig(str(folder)), ["a cat"]) == []
+    assert StableDiffusion.check_prompts(ModelConfig(str(folder)), ["a cat"]) == []
     with pytest.raises(UserError, match=r"Prompt 2 .'a <new> cat'. has a token"):
-        check_prompts(ModelConfig(str(folder)), ["a cat", "a <new> cat"])
+        StableDiffusion.check_prompts(ModelConfig(str(folder)), ["a cat", "a <new> cat"])
 
 
 def test_the_text_encoders_mask_is_used_where_its_config_says_so(good: Path, tmp_path: Path) -> None:
@@ -148,4 +152,5 @@ def test_the_text_encoders_mask_is_used_where_its_config_says_so(good: Path, tmp
     assert config["use_attention_mask"]
     pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
     expected, _ = pipe.encode_prompt("a cat", "cpu", 1, do_classifier_free_guidance=False)
-    torch.testing.assert_close(load(folder).encode(["a cat"]), expected, rtol=1e-5, atol=1e-6)
+    (embeddings,) = load(folder).encode(["a cat"])
+    torch.testing.assert_close(embeddings, expected, rtol=1e-5, atol=1e-6)
