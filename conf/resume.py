@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 from common.errors import UserError, quoted, shown
 from common.files import write_atomically
 from conf.load import from_file
+from conf.places import by_name, portable
 from conf.schema import Config
 from conf.settings import flatten, may_change
 
@@ -34,7 +35,8 @@ def save_config(run_dir: Path, config: Config, prompts: list[str]) -> None:
     """Writes the resolved settings and prompts into the run folder; config.yaml, the last, is there whole or not."""
     run_dir.mkdir(parents=True, exist_ok=True)
     write_atomically(run_dir / "prompts.txt", "".join(f"{prompt}\n" for prompt in prompts))
-    write_atomically(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
+    settings = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    write_atomically(run_dir / "config.yaml", OmegaConf.to_yaml(portable(settings)))
 
 
 def check_resume(run_dir: Path, config: Config, prompts: list[str]) -> None:
@@ -98,7 +100,7 @@ def changed_settings(saved: Config, new: Config) -> list[str]:
         *(
             f"{shown(key, 60)}: {_shown(old_values.get(key, absent))} -> {_shown(new_values.get(key, absent))}"
             for key in {**old_values, **new_values}
-            if not may_change(key) and old_values.get(key, absent) != new_values.get(key, absent)
+            if not may_change(key) and by_name(old_values.get(key, absent)) != by_name(new_values.get(key, absent))
         ),
         *lost,
         *added,
