@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from common.errors import UserError, quoted, shown
+from common.version import goes_on, written_by
 from conf import typed_yaml
 from conf.names import check_reward_name
 from conf.places import ROOT, anchored, write_out
@@ -40,7 +41,7 @@ def load(argv: list[str]) -> Config:
     path = experiment_path(word)
     merged: dict[str, Any] = {}
     for layer in (default, {"experiment": path.stem}, _experiment(path)):
-        merged = merge(merged, layer, f"{shown(path)}: ")
+        merged = merge(merged, layer, f"{_named(path)}: ")
     config = _in_the_checkout(merge(merged, anchored(parse_overrides(overrides), Path.cwd()), ""))
     write_out(config)
     return config
@@ -61,7 +62,14 @@ def _experiment(path: Path) -> dict[str, Any]:
 
 def from_file(path: Path) -> Config:
     """A resolved configuration as a run saved it. Raises UserError."""
-    return _in_the_checkout(merge({}, read_yaml(path), f"{shown(path)}: "))
+    return _in_the_checkout(merge({}, read_yaml(path), f"{_named(path)}: "))
+
+
+def _named(path: Path) -> str:
+    """A file in the sentences about it: with its version, if another one wrote it."""
+    a_run = path.name == "config.yaml" and path.with_name("prompts.txt").is_file()
+    another = a_run and not goes_on(written := written_by(path))
+    return f"{shown(path)}, written by {written}" if another else shown(path)
 
 
 def _in_the_checkout(layer: dict[str, Any]) -> Config:
@@ -196,6 +204,7 @@ def help_text() -> str:
     lines += [
         "",
         "The same command on an existing run goes on with it; docs/configuration.md says what may change.",
+        "Its version: python launch.py --version",
         "While it runs: python launch.py --scale runs/NAME samplers.count=4 rewards.NAME.count=2",
     ]
     lines += ["", "experiments (conf/experiment), or the path of a YAML file:", *shipped]
