@@ -12,19 +12,25 @@ from pathlib import Path
 
 from common.errors import RunStopped, UserError, in_one_line
 from common.terminal import print_anywhere
-from conf.load import help_text, load
-from conf.prompts import resolve_prompts
-from conf.resume import check_resume
-from conf.scale import ask
-from conf.validate import validate
-from learner.paths import ADVANTAGES, OBJECTIVES
-from policy.source import check_model
-from rewards.paths import REWARDS
+from common.version import VERSION
 
 
 def main(arguments: list[str]) -> int:
     """The exit code: 0 when the run is finished or was stopped by Ctrl-C, 2 with a sentence when it cannot go on."""
     print_anywhere()
+    if arguments == ["--version"]:
+        print(f"ddpo-ray {VERSION}")
+        return 0
+    # Not above, as the version is there without them.
+    from conf.load import help_text, load
+    from conf.prompts import resolve_prompts
+    from conf.resume import check_resume
+    from conf.scale import ask
+    from conf.validate import validate
+    from learner.paths import ADVANTAGES, OBJECTIVES
+    from policy.source import check_model
+    from rewards.paths import REWARDS
+
     if not arguments or {"-h", "--help"} & set(arguments):
         with contextlib.suppress(BrokenPipeError):  # `--help | head`
             print(help_text(), flush=True)

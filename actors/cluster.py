@@ -13,8 +13,9 @@ from ray._private import ray_constants
 from ray._private.state import state as ray_state
 
 from actors.starting import check_temp_dir, own_python, wait_for_a_worker
-from actors.travel import IN_A_JOB, ROOT, check_places, travelling
+from actors.travel import IN_A_JOB, check_places, travelling
 from common.errors import UserError
+from conf.places import ROOT
 from conf.schema import Config
 
 BOARD = ROOT / "monitoring" / "grafana" / "ddpo_dashboard.json"

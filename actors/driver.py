@@ -34,6 +34,7 @@ from actors.placement import Options, beside_the_driver, room_for_ranks
 from actors.remote_buffer import PATIENCE_S, BufferSilent, RemoteBuffer
 from actors.reward_actor import RewardActor
 from actors.sampler_actor import SamplerActor
+from actors.travel import as_sent
 from buffer.orders import Plan
 from buffer.protocol import News
 from buffer.run_folder import RunFolder
@@ -272,28 +273,27 @@ class Driver:
 
     def _sampler(self, worker: str) -> list[ActorHandle[Any]]:
         needs = self.config.samplers
-        return [_remote(SamplerActor, worker, needs.num_cpus, needs.num_gpus).remote(worker, self.config)]
+        return [_remote(SamplerActor, worker, needs.num_cpus, needs.num_gpus).remote(worker, as_sent(self.config))]
 
     def _learner(self, group: str) -> list[ActorHandle[Any]]:
         """An actor for each rank; those after rank 0 are made as soon as it says where it waits for them."""
-        needs = self.config.learner
+        needs, config = self.config.learner, as_sent(self.config)
 
         def start(worker: str) -> Any:
             return _remote(LearnerActor, worker, needs.num_cpus, needs.num_gpus, where=self.learner_options)
 
-        first = start(group).remote(group, group, 0, self.config)
+        first = start(group).remote(group, group, 0, config)
         if needs.count == 1:
             return [first]
         meeting_point, incarnation = first.meet.remote(), group.rsplit(".", 1)[1]
         names = [f"learner-{rank}.{incarnation}" for rank in range(needs.count)]
         return [first] + [
-            start(names[rank]).remote(names[rank], group, rank, self.config, meeting_point)
-            for rank in range(1, needs.count)
+            start(names[rank]).remote(names[rank], group, rank, config, meeting_point) for rank in range(1, needs.count)
         ]
 
     def _reward(self, name: str) -> Callable[[str], list[ActorHandle[Any]]]:
         def start(worker: str) -> list[ActorHandle[Any]]:
-            needs = self.config.rewards[name]
+            needs = as_sent(self.config).rewards[name]
             # By itself Ray sets it from num_cpus, and NumPy reads it as it is imported: bits would depend on that.
             threads: Options = {"runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(needs.threads)}}}
             actor = _remote(RewardActor, worker, needs.num_cpus, needs.num_gpus, where=threads)

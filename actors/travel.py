@@ -1,14 +1,16 @@
 """What of the code reaches other hosts, and the check that the settings name nothing that does not."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from conf.load import to_config
+from conf.places import ROOT, portable
 from conf.schema import Config
 
-ROOT = Path(__file__).resolve().parent.parent
 NOT_SHIPPED = ["/.git", "/.venv", "/runs", "/data", "/docs", "/tests", "__pycache__"]
 IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # the variable that Ray sets where `ray job submit` started the driver
 
@@ -20,6 +22,11 @@ def travelling(config: Config) -> dict[str, Any]:
     beside = [path for name in sorted(names) for path in (Path.cwd() / name, Path.cwd() / f"{name}.py")]
     modules = [str(path) for path in beside if path.exists() and path.parent != ROOT]
     return {"working_dir": str(ROOT), "excludes": _excludes(config)} | ({"py_modules": modules} if modules else {})
+
+
+def as_sent(config: Config) -> Config:
+    """The settings as actors get them: on other hosts the checkout is the copy in which they work."""
+    return to_config(portable(dataclasses.asdict(config))) if config.ray.address is not None else config
 
 
 def _excludes(config: Config) -> list[str]:

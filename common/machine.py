@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from common.version import VERSION
+
 # What decides the speed and the exact bits of torch on a CPU.
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16", "fma")
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "ray", "numpy", "pyarrow")
@@ -28,7 +30,7 @@ def machine_info() -> dict[str, Any]:
         "gpus": _gpus(),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "versions": {name: found for name in PACKAGES if (found := _version(name))},
+        "versions": {"ddpo-ray": VERSION} | {name: found for name in PACKAGES if (found := _version(name))},
     }
 
 

@@ -19,9 +19,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from common.errors import UserError, quoted, shown
+from common.version import goes_on, written_by
 from conf import typed_yaml
 from conf.names import check_reward_name
-from conf.places import write_out
+from conf.places import ROOT, anchored, write_out
 from conf.schema import Config
 from conf.settings import hint_of, is_text, section_type, settings, type_name, without_null
 from conf.texts import check_texts
@@ -39,25 +40,41 @@ def load(argv: list[str]) -> Config:
     word, overrides = (argv[0], argv[1:]) if argv and _is_experiment(argv[0]) else (default["experiment"], argv)
     path = experiment_path(word)
     merged: dict[str, Any] = {}
-    for layer in (default, {"experiment": path.stem}, _with_its_own_prompts(path, read_yaml(path))):
-        merged = merge(merged, layer, f"{shown(path)}: ")
-    config = to_config(merge(merged, parse_overrides(overrides), ""))
+    for layer in (default, {"experiment": path.stem}, _experiment(path)):
+        merged = merge(merged, layer, f"{_named(path)}: ")
+    config = _in_the_checkout(merge(merged, anchored(parse_overrides(overrides), Path.cwd()), ""))
     write_out(config)
     return config
 
 
-def _with_its_own_prompts(path: Path, layer: dict[str, Any]) -> dict[str, Any]:
-    """Of a run's config.yaml: with the prompts beside it in the place of the user's file, which may be gone by now."""
+def _experiment(path: Path) -> dict[str, Any]:
+    """The layer in a YAML file: a user's, one of ours, or a run's config.yaml, which has its prompts beside it."""
+    layer = read_yaml(path)
     own = path.with_name("prompts.txt")
-    prompts = layer.get("prompts")
-    if path.name != "config.yaml" or not isinstance(prompts, dict) or not prompts.get("file") or not own.is_file():
+    if path.name == "config.yaml" and own.is_file():
+        prompts = layer.get("prompts")
+        if isinstance(prompts, dict) and prompts.get("file"):  # the user's file may be gone by now
+            layer = {**layer, "prompts": {**prompts, "file": str(own)}}
         return layer
-    return {**layer, "prompts": {**prompts, "file": str(own)}}
+    ours = path.resolve().is_relative_to(CONF)
+    return layer if ours else dict(anchored(layer, Path.cwd()))
 
 
 def from_file(path: Path) -> Config:
     """A resolved configuration as a run saved it. Raises UserError."""
-    return to_config(merge({}, read_yaml(path), f"{shown(path)}: "))
+    return _in_the_checkout(merge({}, read_yaml(path), f"{_named(path)}: "))
+
+
+def _named(path: Path) -> str:
+    """A file in the sentences about it: with its version, if another one wrote it."""
+    a_run = path.name == "config.yaml" and path.with_name("prompts.txt").is_file()
+    another = a_run and not goes_on(written := written_by(path))
+    return f"{shown(path)}, written by {written}" if another else shown(path)
+
+
+def _in_the_checkout(layer: dict[str, Any]) -> Config:
+    """With what schema.py, conf/ and runs name in the checkout as it lies there; the user's own is absolute by now."""
+    return to_config(anchored(_over(dataclasses.asdict(Config()), layer), ROOT))
 
 
 def experiments() -> dict[str, str]:
@@ -187,6 +204,7 @@ def help_text() -> str:
     lines += [
         "",
         "The same command on an existing run goes on with it; docs/configuration.md says what may change.",
+        "Its version: python launch.py --version",
         "While it runs: python launch.py --scale runs/NAME samplers.count=4 rewards.NAME.count=2",
     ]
     lines += ["", "experiments (conf/experiment), or the path of a YAML file:", *shipped]

@@ -1,15 +1,42 @@
-"""Settings that name a place on a disk: `~` is written out, and what could not be such a place is refused."""
+"""Settings that name a place on a disk: `~` is written out, and what could not be such a place is refused.
+
+A path is relative to the folder where the user stands. Only `emoji_world/weights/...` in what the project itself writes
+(schema.py, conf/, a run's config.yaml) lies in the checkout: it is absolute in a Config, and relative again in files.
+"""
 
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from common.errors import UserError, shown
 from conf.schema import Config
 
+ROOT = Path(__file__).resolve().parent.parent
+SHIPPED = "emoji_world/weights/"
 LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes that a file system takes
 LONGEST_SOCKET = 107  # bytes of a Unix socket's path
 SOCKET = "/session_2026-01-31_12-00-00_000000_{pid}/sockets/plasma_store"  # what Ray puts behind its folder
+
+
+def anchored(value: Any, folder: Path) -> Any:
+    """A text, or nested dicts of texts, with what is shipped as it lies in this folder."""
+    if isinstance(value, dict):
+        return {name: anchored(below, folder) for name, below in value.items()}
+    return f"{folder}/{value}" if isinstance(value, str) and value.startswith(SHIPPED) else value
+
+
+def portable(value: Any) -> Any:
+    """The same with what lies in this checkout relative to it, for files and hosts that know another checkout."""
+    if isinstance(value, dict):
+        return {name: portable(below) for name, below in value.items()}
+    here = isinstance(value, str) and value.startswith(f"{ROOT}/{SHIPPED}")
+    return value.removeprefix(f"{ROOT}/") if here else value
+
+
+def by_name(value: Any) -> Any:
+    """For comparisons: what is shipped is the same in every checkout, wherever that lies or lay."""
+    return re.sub(f"^/.*/(?={SHIPPED})", "", value) if isinstance(value, str) else value
 
 
 def write_out(config: Config) -> None:

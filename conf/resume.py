@@ -20,7 +20,9 @@ from omegaconf import OmegaConf
 
 from common.errors import UserError, quoted, shown
 from common.files import write_atomically
+from common.version import HEADING, VERSION, goes_on, written_by
 from conf.load import from_file
+from conf.places import by_name, portable
 from conf.schema import Config
 from conf.settings import flatten, may_change
 
@@ -34,7 +36,8 @@ def save_config(run_dir: Path, config: Config, prompts: list[str]) -> None:
     """Writes the resolved settings and prompts into the run folder; config.yaml, the last, is there whole or not."""
     run_dir.mkdir(parents=True, exist_ok=True)
     write_atomically(run_dir / "prompts.txt", "".join(f"{prompt}\n" for prompt in prompts))
-    write_atomically(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
+    settings = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    write_atomically(run_dir / "config.yaml", HEADING + OmegaConf.to_yaml(portable(settings)))
 
 
 def check_resume(run_dir: Path, config: Config, prompts: list[str]) -> None:
@@ -54,8 +57,14 @@ def check_resume(run_dir: Path, config: Config, prompts: list[str]) -> None:
 
 
 def check_same(run_dir: Path, config: Config, prompts: list[str]) -> None:
-    """Raises UserError if the settings or prompts saved in `run_dir` are others than these."""
+    """Raises UserError if the settings or prompts saved in `run_dir` are others than these, or another
+    version's."""
     saved_config, saved_prompts = run_dir / "config.yaml", run_dir / "prompts.txt"
+    if not goes_on(written := written_by(saved_config)):
+        raise UserError(
+            f"{shown(run_dir)} was written by {written}, and this is version {VERSION}, which keeps other files: go on "
+            "with it by that version, or choose another run.name"
+        )
     saved = from_file(saved_config)
     differences = changed_settings(saved, config)
     if not saved_prompts.is_file():
@@ -98,7 +107,7 @@ def changed_settings(saved: Config, new: Config) -> list[str]:
         *(
             f"{shown(key, 60)}: {_shown(old_values.get(key, absent))} -> {_shown(new_values.get(key, absent))}"
             for key in {**old_values, **new_values}
-            if not may_change(key) and old_values.get(key, absent) != new_values.get(key, absent)
+            if not may_change(key) and by_name(old_values.get(key, absent)) != by_name(new_values.get(key, absent))
         ),
         *lost,
         *added,

@@ -10,6 +10,7 @@ import numpy as np
 
 from buffer.orders import Version
 from common.errors import UserError
+from conf.places import by_name
 from conf.schema import Config
 from conf.settings import flatten, may_change
 from learner import recovery
@@ -118,7 +119,7 @@ class Learner:
         point = recovery.read(folder, version)
         ours = self._settings()
         for name, value in point.settings.items():
-            if ours.get(name) != value:
+            if ours.get(name) != by_name(value):
                 raise UserError(
                     f"The recovery point {folder} was written with {name}={value}, but this run has {ours.get(name)}; "
                     "set it back, or start a new run under another run.name."
@@ -134,7 +135,7 @@ class Learner:
     def _settings(self) -> dict[str, Any]:
         """Without which the weights mean something else, or the next batch would not continue this run: plain JSON."""
         own = {
-            key: value
+            key: by_name(value)
             for key, value in flatten(dataclasses.asdict(self.config)).items()
             if key == "run.seed" or (key.startswith(OWN) and not may_change(key))
         }

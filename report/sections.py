@@ -11,6 +11,7 @@ from typing import Any
 from buffer.run_folder import RunFolder
 from common.errors import UserError
 from common.machine import describe, machine_info
+from conf.places import portable
 from conf.schema import Config, RewardConfig
 from conf.settings import flatten
 from evaluation.summary import Comparison, by_prompt, compare_tables, curve, reward_names
@@ -138,7 +139,7 @@ def settings(run: RunFolder) -> str:
     """What differs from the defaults, and the whole configuration."""
     plain = Config(rewards={name: RewardConfig() for name in run.config.rewards})
     plain.run.name = run.config.experiment
-    defaults, values = (flatten(dataclasses.asdict(config)) for config in (plain, run.config))
+    defaults, values = (flatten(portable(dataclasses.asdict(config))) for config in (plain, run.config))
     changed = [(k, shown(v), shown(defaults.get(k, ""))) for k, v in values.items() if v != defaults.get(k)]
     written = html.escape((run.path / "config.yaml").read_text(encoding="utf-8"))
     return (
