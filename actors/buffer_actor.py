@@ -12,12 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-import pyarrow as pa
-import ray
-
 from buffer.buffer import TrajectoryBuffer
-from buffer.orders import Plan, Version
+from buffer.orders import Plan
 from buffer.protocol import Claim, Lease, News, TakenBatch
 from buffer.rows import Combination
 from buffer.rules import Rules
@@ -37,7 +33,7 @@ class BufferActor:
         die_of_sigterm()
         self.buffer = TrajectoryBuffer(run_dir, plan, rules, combination)
         self.seconds: dict[str, Seconds] = {}
-        self.dead: set[str] = set()  # a call that a worker sent before it died must not bring it back
+        self.dead: set[str] = set()  # a late call of a dead worker must not count
         self.stop: str | None = None
         self.draining = False
         self.changed = asyncio.Event()
@@ -46,37 +42,18 @@ class BufferActor:
         return "buffer"
 
     async def claim(self, worker: str, seconds: Seconds, wait_s: float) -> tuple[Claim | None, Seconds]:
-        """The next order to roll out; None: nothing in time.
-
-        As of `lease` and `take`, the second answer is how long the call waited here, by what it waited for.
-        """
+        """The next order to roll out; None: nothing in time. The second part of the answer, as in `lease` and `take`:
+        seconds that the call waited, by what it waited for."""
         self.seconds[worker] = seconds
         return await self._wait_for(
             lambda: None if self._refused(worker) else self.buffer.claim(worker), sampler_waits_for, wait_s
         )
-
-    async def add(self, order_id: str, version: Version, table: pa.Table) -> bool:
-        return bool(self._change(lambda: self.buffer.add(order_id, version, table)))
-
-    async def prompts(self) -> tuple[str, ...]:
-        return self.buffer.prompts()
-
-    async def order_failed(self, order_id: str, worker: str, message: str) -> None:
-        self._change(lambda: self.buffer.order_failed(order_id, worker, message))
 
     async def lease(self, reward: str, worker: str, seconds: Seconds, wait_s: float) -> tuple[Lease | None, Seconds]:
         self.seconds[worker] = seconds
         return await self._wait_for(
             lambda: None if worker in self.dead else self.buffer.lease(reward, worker), reward_waits_for, wait_s
         )
-
-    async def add_scores(self, reward: str, order_id: str, table_digest: str, table: pa.Table) -> bool:
-        return bool(self._change(lambda: self.buffer.add_scores(reward, order_id, table_digest, table)))
-
-    async def pictures_failed(
-        self, reward: str, order_id: str, table_digest: str, worker: str, reasons: dict[int, str]
-    ) -> None:
-        self._change(lambda: self.buffer.pictures_failed(reward, order_id, table_digest, worker, reasons))
 
     async def take(self, group: str, rank: str, seconds: Seconds, wait_s: float) -> tuple[TakenBatch | None, Seconds]:
         """The next batch, for each rank of the group; while draining only the batch that one of them has already."""
@@ -89,37 +66,22 @@ class BufferActor:
 
         return await self._wait_for(take, learner_waits_for, wait_s)
 
-    async def trying_alone(self, worker: str, trajectory_id: int | None) -> None:
-        self._change(lambda: self.buffer.trying_alone(worker, trajectory_id))
+    async def get(self, method: str, *call: Any, **named: Any) -> Any:
+        """What a method of the buffer says that changes nothing."""
+        return getattr(self.buffer, method)(*call, **named)
 
-    async def initial_recovery_point(self) -> str:
-        return self.buffer.initial_recovery_point()
-
-    async def trained(self, batch: int, version: Version, recovery_point: str, parquet: str) -> str | None:
-        """The recovery point that counts; None when the run stops instead."""
-        return self._change(lambda: self.buffer.trained(batch, version, recovery_point, parquet))
-
-    async def current(self) -> tuple[Version, str] | None:
-        return self.buffer.current()
-
-    async def publish(self, version: Version, weights: list[ray.ObjectRef[Any]]) -> None:
-        """`weights` is a list of one reference, so that Ray passes the reference and not its content."""
-        self._change(lambda: self.buffer.publish(version, weights))
+    async def do(self, method: str, *call: Any, **named: Any) -> Any:
+        """What a method of the buffer answers, and it wakes all who wait; None where the run stops instead."""
+        return self._change(lambda: getattr(self.buffer, method)(*call, **named))
 
     async def worker_died(self, worker: str, blameless: bool = False) -> None:
         """blameless: it was ended on purpose, or its node died; that says nothing against what it worked on."""
         self.dead.add(worker)
         self._change(lambda: self.buffer.worker_died(worker, node_lives=not blameless))
 
-    async def evaluation_missed(self, version: int, why: str) -> None:
-        self._change(lambda: self.buffer.evaluation_missed(version, why))
-
     async def drain(self) -> None:
         """From now on nothing new is claimed or taken; what is under way is finished. A restart forgets it."""
         self.draining = True
-
-    async def evaluation(self, version: int, pictures: int) -> tuple[pa.Table, dict[int, np.ndarray] | None]:
-        return self.buffer.evaluation(version, pictures)
 
     async def poll(self, wait_s: float) -> News:
         """The news, after `wait_s` seconds or as soon as something changes."""
@@ -148,9 +110,9 @@ class BufferActor:
     async def _wait_for(
         self, attempt: Callable[[], T | None], why: Callable[[Rules, State], str], wait_s: float
     ) -> tuple[T | None, Seconds]:
-        """What `attempt` gives as soon as it gives something, None after `wait_s` seconds or once the run stops; and
-        how long that took, by what `why` says of each moment. Who gets something wakes the others: they still wait, but
-        perhaps for somebody else."""
+        """What `attempt` gives as soon as it gives something, or None after `wait_s` seconds or when the run stops; and
+        the seconds that it waited, by the reason that `why` names at each moment. An answer to one wakes the others:
+        what they wait for may be another thing now."""
         clock = asyncio.get_running_loop().time
         deadline = clock() + wait_s
         waited: Seconds = defaultdict(float)
@@ -174,9 +136,9 @@ class BufferActor:
 
 
 def die_of_sigterm() -> None:
-    """What SIGTERM does to any process: end it. Ray's own handler lets an asynchronous actor finish its calls first,
-    which wait for one another, and so leaves one that neither lives nor dies. Nothing is lost by a sudden end.
+    """Lets SIGTERM end the process at once, which loses nothing. Ray's handler waits until all calls of an asynchronous
+    actor are finished; here they wait for one another, and the actor would neither work nor end.
 
-    By C's function, because Python's own works in a process's main thread only, and Ray makes the actor in another.
+    By C's function: Python's works in the main thread only, and Ray makes the actor in another.
     """
     ctypes.CDLL(None).signal(signal.SIGTERM, SIG_DFL)

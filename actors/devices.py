@@ -20,8 +20,8 @@ VISIBLE = (
 def hide_unreserved_gpus() -> None:
     """In an actor without a reservation: every GPU is out of sight.
 
-    Ray itself leaves them all visible there, and whoever asks `torch.cuda.is_available()` would sit down on GPU 0
-    beside the learner. To be called first thing, as CUDA reads its variable once.
+    Ray leaves them all visible there, and code that asks `torch.cuda.is_available()` would use GPU 0 beside the
+    learner. Call it first: CUDA reads its variable once.
     """
     if not ray.get_gpu_ids():
         os.environ.update(dict.fromkeys(VISIBLE, ""))

@@ -18,7 +18,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,7 @@ class Driver:
         self.window = Window()
         self.advice: Advice | None = None
         self.draining = False
+        self.closing = ExitStack()
         self.polled: ray.ObjectRef[News] | None = None  # the news that are on their way
         self.asked_at = 0.0  # when they were asked for
 
@@ -91,12 +92,7 @@ class Driver:
     def __exit__(self, *_: object) -> None:
         for actor in self.rewards.values():
             ray.kill(actor, no_restart=True)
-        if hasattr(self, "fleet"):
-            self.fleet.end()
-        if hasattr(self, "buffer"):
-            ray.kill(self.buffer.actor, no_restart=True)
-        if hasattr(self, "publisher"):
-            self.publisher.close()
+        self.closing.close()
 
     def try_rewards(self, image_size: tuple[int, int], say: Callable[[str], None]) -> None:
         """Starts an actor of each reward and tries it on two pictures, and says so where one takes long. Raises
@@ -130,6 +126,7 @@ class Driver:
         actor = _remote(BufferActor, "buffer", max_restarts=-1, where=beside_the_driver()).remote(
             self.run_dir, self.plan, rules_of(self.config), combination_of(self.config)
         )
+        self.closing.callback(ray.kill, actor, no_restart=True)
         self.buffer = RemoteBuffer(actor)
         try:
             self.news = self.buffer.poll(0.0)
@@ -144,7 +141,9 @@ class Driver:
             self.news.trained,
         )
         self.started, self.epoch = time.time(), self.news.epoch  # the epoch that names this sitting
+        self.closing.callback(self.publisher.close)
         self.fleet = Fleet(self.buffer)
+        self.closing.callback(self.fleet.end)
         self.gauges = Gauges(self.run_dir.name)
         self.fleet.add(Place("learner-0", self._learner))
         self.scale(self.config)

@@ -14,8 +14,8 @@ T = TypeVar("T")
 class WorkerFailed(Exception):
     """A worker ended by an exception: a sentence, and whether its device or memory is at fault and not its work.
 
-    Judged where it was raised: what caused an exception does not travel from process to process, and some exceptions
-    do not travel at all.
+    Decided where the exception was raised: its cause is not sent to other processes, and some exceptions cannot be sent
+    at all.
     """
 
     def __init__(self, sentence: str, blameless: bool) -> None:
@@ -25,7 +25,7 @@ class WorkerFailed(Exception):
 
 
 def judged(run: Callable[P, T]) -> Callable[P, T]:
-    """For a worker's `run`: what it raises becomes WorkerFailed, but for what ends the whole run."""
+    """Decorates a worker's `run`: its exceptions become WorkerFailed, except those that end the whole run."""
 
     @functools.wraps(run)
     def judging(*args: P.args, **kwargs: P.kwargs) -> T:

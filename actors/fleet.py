@@ -19,13 +19,13 @@ from common.errors import RunStopped, UserError
 
 FIRST_DELAY_S = 1.0
 LONGEST_DELAY_S = 60.0
-HEALTHY_S = 60.0  # a worker that lived so long starts its place's delay anew
-ROOM_S = 60.0  # a worker that has not started for so long is mentioned to people
-SILENCE_S = 30.0  # after its connection broke, and a worker is given up; the cluster mostly knows its fate before that
+HEALTHY_S = 60.0  # after a life of this length the delay is the shortest again
+ROOM_S = 60.0  # a worker that takes longer to start is mentioned in a note
+SILENCE_S = 30.0  # from a broken connection until a worker counts as dead; mostly the cluster knows sooner
 NODE_DIED = "The actor died because its node has died"  # in Ray's words, also of an actor that never ran there
 NEVER_RAN = "The actor never ran"
 MOST_FAILED_STARTS = 5  # in a row at every place of a role, without once asking for work: no restart mends that
-MOST_FRUITLESS = 5  # workers in a row at every place of a role, ended by device or memory before they made anything
+MOST_FRUITLESS = 5  # deaths in a row by device or memory at every place of a role, before a worker made anything
 DELIVERIES = ("handing in", "saving")  # occupations of a worker that has made something
 
 
@@ -41,8 +41,8 @@ class Place:
     actors: list[ActorHandle[Any]] = field(default_factory=list)  # none while the place waits for its next worker
     running: list[ObjectRef[None]] = field(default_factory=list)  # of the actors' `run`, which ends only by a death
     nodes: list[ObjectRef[str]] = field(default_factory=list)  # ids of the nodes that the actors are on
-    created: ObjectRef[str] | None = None  # is there once the actors are, for which the cluster may have no room
-    silent_since: float | None = None  # a connection broke, and nobody knows yet who died, if anybody
+    created: ObjectRef[str] | None = None  # ready when the actors exist; None once that was seen
+    silent_since: float | None = None  # when a connection broke, as long as it is not known whether anyone died
     incarnation: int = 0
     started_at: float = 0.0
     restart_at: float = 0.0
@@ -61,13 +61,12 @@ class Place:
 
     @property
     def worker(self) -> str:
-        """The worker's own name, never used twice by one driver: what the buffer hears of a dead one must not touch
-        the next."""
+        """The worker's name. A driver uses none twice, so that news of a dead worker never count for the next."""
         return f"{self.name}.{self.incarnation}"
 
     @property
     def time_limit(self) -> str:
-        """The setting by which it is overdue."""
+        """The setting that limits its time."""
         role = self.role
         if role == "sampler":
             return "twice buffer.claim_timeout_s"
@@ -92,8 +91,8 @@ class Fleet:
     places: list[Place] = field(default_factory=list)
     restarts: dict[str, int] = field(default_factory=dict)  # by place
     notes: list[str] = field(default_factory=list)  # who died of what, and who finds no room, a sentence each
-    without_room: set[str] = field(default_factory=set)  # workers of which it was said
-    removed: dict[str, int] = field(default_factory=dict)  # last incarnation by place: a place that comes back goes on
+    without_room: set[str] = field(default_factory=set)  # workers that were mentioned for it
+    removed: dict[str, int] = field(default_factory=dict)  # last incarnation of each; a place that comes back counts on
 
     def add(self, place: Place, actors: list[ActorHandle[Any]] | None = None) -> None:
         """Fills a new place, with `actors` if they were started before (rewards are, to be tried)."""
@@ -146,7 +145,7 @@ class Fleet:
         place.started_at = time.monotonic()
 
     def _look_for_room(self, place: Place) -> None:
-        """Says so, once, where a worker has not been created for a while. Its time begins when it is."""
+        """Notes, once, that a worker waits long to be created. Its life is counted from its creation."""
         if ray.wait([place.created], timeout=0)[0]:
             place.started_at = time.monotonic()
             place.created = None
@@ -162,10 +161,11 @@ class Fleet:
             ray.kill(actor, no_restart=True)
 
     def _death(self, place: Place) -> "Death | None":
-        """Why the `run` of an actor ended, or None while all work. What no restart mends is raised as it was there.
+        """Why an actor's `run` ended; None while all work. Raises a worker's UserError and RunStopped, which no restart
+        mends.
 
-        Of several that ended, a death says more than an exception, which may just be what a rank makes of another's
-        death. A broken connection is neither: a moment later the cluster knows what it means.
+        If several ended, a death explains more than an exception: a rank may have raised because another died. A broken
+        connection is neither: a moment later the cluster knows what it was.
         """
         done, _ = ray.wait(place.running, num_returns=len(place.running), timeout=0)
         causes: list[Death] = []
@@ -191,7 +191,7 @@ class Fleet:
         return causes[0] if causes else None
 
     def _lost_hosts(self, place: Place) -> bool:
-        """Whether a host that its actors were on has left the cluster. Of an actor that never ran none is known."""
+        """Whether a host that its actors were on has left the cluster. For an actor that never ran, none is known."""
         known, _ = ray.wait(place.nodes, num_returns=len(place.nodes), timeout=0)
         for node in known:
             with contextlib.suppress(RayError):
@@ -227,9 +227,9 @@ class Fleet:
 
 
 def why_it_died(error: RayError) -> str:
-    """What Ray knows of a death: after a general line, and names and numbers that begin with a tab, its cause, and
-    perhaps that the actor had never run. Example: "The actor died because its node has died". An error for one kind of
-    death says it in its first line, and then gives advice."""
+    """The cause of a death, from Ray's message, such as "The actor died because its node has died". The message has a
+    general line, lines that begin with a tab, then the cause, and sometimes that the actor never ran. An error class of
+    its own for one kind of death names it in the first line, before some advice."""
     if not isinstance(error, RayActorError):
         return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
     lines = [line for line in str(error).strip().splitlines() if line and not line.startswith(("\t", NEVER_RAN))]

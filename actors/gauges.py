@@ -30,8 +30,8 @@ WAITING = "waiting for "  # how a worker's occupations begin while it does nothi
 class Gauges:
     """Call `show` at least every ten seconds: Ray forgets a gauge that is not set again within two of its reports.
 
-    Gauges are of the run, whoever was its driver. What counts from this start of the driver is said so: the restarts,
-    and the counter of seconds, which Prometheus' `increase` and `rate` read right across starts.
+    Gauges show the run, over all starts of its driver. The restarts and the counter of seconds count from this start,
+    and say so; Prometheus' `increase` and `rate` read the counter right across starts.
     """
 
     def __init__(self, run: str) -> None:
@@ -70,9 +70,8 @@ class Gauges:
             role = role_of(place.name)
             for state in ("working", "starting", "dead"):
                 workers[role, state] += 0
-            workers[
-                role, "dead" if not place.actors else "working" if place.worker in news.seconds else "starting"
-            ] += 1
+            state = "dead" if not place.actors else "working" if place.worker in news.seconds else "starting"
+            workers[role, state] += 1
         for (role, state), count in workers.items():
             self._set("workers", "Workers by role and state.", count, role=role, state=state)
         for role, count in restarts_by_role(fleet.restarts).items():

@@ -1,7 +1,7 @@
 """Which host an actor runs on, where that matters: beside the run folder.
 
 The driver's node has the run folder. The buffer is always there, and the learner's ranks where they fit; their room is
-taken before any other actor starts and kept while they are replaced, or a waiting sampler would sit down in it, and the
+taken before any other actor starts, and kept while they are replaced. Otherwise a waiting sampler could get it, and the
 run would stand still. Samplers and rewards run wherever Ray has room.
 """
 

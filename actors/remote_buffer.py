@@ -1,23 +1,23 @@
 """The buffer's actor as workers of other processes see it: calls that wait through its restarts."""
 
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-import numpy as np
 import pyarrow as pa
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, GetTimeoutError
 
 from actors.buffer_actor import BufferActor, Seconds
+from buffer.buffer import TrajectoryBuffer
 from buffer.orders import Version
 from buffer.protocol import Claim, Lease, News, TakenBatch
 from common.clock import Clock
 
 P = ParamSpec("P")
 T = TypeVar("T")
-WAIT_S = 5.0  # of one call for work; who waits longer asks again, which also tells how long it waited
+WAIT_S = 5.0  # of one call for work; a worker that got none asks again, and so reports how long it waited
 PATIENCE_S = 300.0  # a buffer that restarts elsewhere replays its journal in seconds; its node or disk may take minutes
 
 
@@ -25,9 +25,29 @@ class BufferSilent(Exception):
     """The buffer lives, as far as anybody knows, and has not answered for PATIENCE_S seconds."""
 
 
+def _told(method: Callable[Concatenate[TrajectoryBuffer, P], T]) -> Callable[Concatenate["RemoteBuffer", P], T]:
+    """The same method, asked of the actor."""
+
+    def ask(self: "RemoteBuffer", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        answer: T = self._call(BufferActor.get, method.__name__, *args, **kwargs)
+        return answer
+
+    return ask
+
+
+def _done(method: Callable[Concatenate[TrajectoryBuffer, P], T]) -> Callable[Concatenate["RemoteBuffer", P], T | None]:
+    """The same for one that changes something: None where the run stops instead."""
+
+    def do(self: "RemoteBuffer", /, *args: P.args, **kwargs: P.kwargs) -> T | None:
+        answer: T | None = self._call(BufferActor.do, method.__name__, *args, **kwargs)
+        return answer
+
+    return do
+
+
 class RemoteBuffer:
-    """A `Buffer` (buffer/protocol.py), for one worker: calls for work tell the actor what `clock` has counted, and the
-    clock what they waited for. And what the driver asks of it besides.
+    """A `Buffer` (buffer/protocol.py) for one worker, and the calls that only the driver makes. Calls for work
+    send what `clock` has counted, and count into it what they waited for.
 
     Every call is idempotent, so asking twice is harmless; Ray's own retries are off, because they would hide a death
     that a worker has to know of. All raise BufferSilent, and RayActorError once the buffer is dead for good.
@@ -38,54 +58,34 @@ class RemoteBuffer:
         self.worker = worker
         self.clock = clock or Clock()
 
-    def prompts(self) -> tuple[str, ...]:
-        return self._call(BufferActor.prompts)
+    prompts = _told(TrajectoryBuffer.prompts)
+    current = _told(TrajectoryBuffer.current)
+    initial_recovery_point = _told(TrajectoryBuffer.initial_recovery_point)
+    order_failed = _done(TrajectoryBuffer.order_failed)
+    pictures_failed = _done(TrajectoryBuffer.pictures_failed)
+    trying_alone = _done(TrajectoryBuffer.trying_alone)
+    trained = _done(TrajectoryBuffer.trained)
+
+    def add(self, order_id: str, version: Version, table: pa.Table) -> bool:
+        return bool(self._call(BufferActor.do, "add", order_id, version, table))
+
+    def add_scores(self, reward: str, order_id: str, table_digest: str, table: pa.Table) -> bool:
+        return bool(self._call(BufferActor.do, "add_scores", reward, order_id, table_digest, table))
 
     def claim(self, worker: str) -> Claim | None:
         return self._ask("orders", BufferActor.claim, worker)
 
-    def add(self, order_id: str, version: Version, table: pa.Table) -> bool:
-        return self._call(BufferActor.add, order_id, version, table)
-
-    def order_failed(self, order_id: str, worker: str, message: str) -> None:
-        self._call(BufferActor.order_failed, order_id, worker, message)
-
     def lease(self, reward: str, worker: str) -> Lease | None:
         return self._ask("pictures", BufferActor.lease, reward, worker)
-
-    def add_scores(self, reward: str, order_id: str, table_digest: str, table: pa.Table) -> bool:
-        return self._call(BufferActor.add_scores, reward, order_id, table_digest, table)
-
-    def pictures_failed(
-        self, reward: str, order_id: str, table_digest: str, worker: str, reasons: Mapping[int, str]
-    ) -> None:
-        self._call(BufferActor.pictures_failed, reward, order_id, table_digest, worker, dict(reasons))
-
-    def trying_alone(self, worker: str, trajectory_id: int | None) -> None:
-        self._call(BufferActor.trying_alone, worker, trajectory_id)
 
     def take(self, learner: str) -> TakenBatch | None:
         return self._ask("batches", BufferActor.take, learner, self.worker)
 
-    def initial_recovery_point(self) -> str:
-        return self._call(BufferActor.initial_recovery_point)
+    # ---- the driver's. `publish` gets a list of one reference, so that Ray passes the reference and not its content.
 
-    def trained(self, batch: int, version_after: Version, recovery_point: str, parquet: str) -> str | None:
-        return self._call(BufferActor.trained, batch, version_after, recovery_point, parquet)
-
-    def current(self) -> tuple[Version, str] | None:
-        return self._call(BufferActor.current)
-
-    # ---- the driver's
-
-    def publish(self, version: Version, weights: list[ray.ObjectRef[Any]]) -> None:
-        self._call(BufferActor.publish, version, weights)
-
-    def evaluation(self, version: int, pictures: int) -> tuple[pa.Table, dict[int, np.ndarray] | None]:
-        return self._call(BufferActor.evaluation, version, pictures)
-
-    def evaluation_missed(self, version: int, why: str) -> None:
-        self._call(BufferActor.evaluation_missed, version, why)
+    publish = _done(TrajectoryBuffer.publish)
+    evaluation = _told(TrajectoryBuffer.evaluation)
+    evaluation_missed = _done(TrajectoryBuffer.evaluation_missed)
 
     def worker_died(self, worker: str, blameless: bool = False) -> None:
         self._call(BufferActor.worker_died, worker, blameless)

@@ -87,7 +87,7 @@ def train(config: Config, prompts: list[str], run_dir: Path, mirroring: Mirrorin
 
 
 class CtrlC:
-    """Ctrl-C or SIGTERM (a spot instance's warning) interrupts; where it says so, the first is only noted."""
+    """Ctrl-C or SIGTERM (a spot instance's warning) interrupts; while `only_noted` is set, the first is only noted."""
 
     def __init__(self) -> None:
         self.only_noted = False

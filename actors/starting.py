@@ -52,7 +52,8 @@ def wait_for_a_worker(session_dir: str) -> None:
         logs = Path(session_dir) / "logs"
         reason = _last_trouble(logs / "raylet.err")
         if reason or time.monotonic() > deadline:
-            raise UserError(f"Ray's worker processes do not start here: {reason or 'nobody says why'} (logs: {logs})")
+            why = reason or "Ray gives no reason"
+            raise UserError(f"Ray's worker processes do not start here: {why} (logs: {logs})")
     try:
         ray.get(first)
     except RayTaskError as error:

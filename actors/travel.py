@@ -1,4 +1,4 @@
-"""What of the code reaches other hosts, and the check that the settings name nothing that does not."""
+"""Which code reaches other hosts, and a check that the settings name no file that would stay behind."""
 
 import dataclasses
 import json

@@ -9,7 +9,10 @@ import re
 import sysconfig
 import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from common.errors import UserError
 
 # By name, so that who asks need not import them: classes of torch (AcceleratorError since 2.8), Python and others.
 ERRORS_OF_THE_WORKER = frozenset(
@@ -66,6 +69,20 @@ def describe(error: BaseException, longest: int = 10**6) -> str:
     return f"{found}, caused by {_named(causes[-1], longest)}{_place(causes[-1])}" if causes else found
 
 
+@contextmanager
+def for_the_user_to_mend(what: str, fix: str) -> Iterator[None]:
+    """What is raised here becomes a UserError, "what: error; fix.": files, hubs and classes are the user's, and raise
+    anything. But an error of the device or of memory passes as it is, and so does a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        if is_the_workers(error):
+            raise
+        raise UserError(f"{what}: {describe(error, 200)}; {fix}.") from error
+
+
 def writable(text: str) -> str:
     """In signs that every file takes: a name that was never UTF-8 brings others."""
     return text.encode("utf-8", "backslashreplace").decode()
@@ -105,7 +122,7 @@ def _named(error: BaseException, longest: int) -> str:
 
 
 def _place(error: BaseException) -> str:
-    """File and line of the last call that is in no library: what whoever wrote it looks for. "" if there is none."""
+    """File and line of the last call outside all libraries, where its author looks first. "" if there is none."""
     libraries = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
     calls = [
         call for call in traceback.extract_tb(error.__traceback__) if not call.filename.startswith(("<", *libraries))

@@ -9,7 +9,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
-from common.blame import describe, is_the_workers, shortened
+from common.blame import for_the_user_to_mend, shortened
 from common.errors import UserError
 
 
@@ -50,18 +50,15 @@ class Door:
     def find(self, where: str, path: str) -> type:
         """The class. Raises UserError naming the setting; an error of the device or of memory as it is."""
         module_name, class_name = self.locate(where, path)
-        try:
-            module = importlib.import_module(module_name)
-        except ModuleNotFoundError as error:
-            if error.name is None or not (module_name == error.name or module_name.startswith(f"{error.name}.")):
+        with for_the_user_to_mend(f"{where}: {module_name} cannot be imported", "mend it"):
+            try:
+                module = importlib.import_module(module_name)
+            except ModuleNotFoundError as error:
+                if f"{module_name}.".startswith(f"{error.name}."):
+                    raise _no_module(where, module_name) from error
                 raise UserError(
                     f"{where}: {module_name} needs {error.name}, which is not there; install it."
                 ) from error
-            raise _no_module(where, module_name) from error
-        except (Exception, SystemExit) as error:  # a user's code may raise anything, and it is the user who is told
-            if is_the_workers(error):
-                raise
-            raise UserError(f"{where}: {module_name} cannot be imported: {describe(error)}; mend it.") from error
         kind = getattr(module, class_name, None)
         if kind is None:
             there = vars(module).items()
@@ -89,15 +86,11 @@ class Door:
             shown = shortened(str(dict(args)), 200)
             raise UserError(f"{args_setting}={shown} do not fit {path}: {error}; change the args.") from error
         name = setting.removesuffix(".path")
-        try:
-            made = kind(*given, **args)
-        except UserError as error:
-            raise UserError(f"{name}: {error}") from error
-        except (Exception, SystemExit) as error:
-            if is_the_workers(error):
-                raise
-            raise UserError(f"{name} ({path}) cannot be made: {describe(error)}; mend it or its args.") from error
-        return made
+        with for_the_user_to_mend(f"{name} ({path}) cannot be made", "mend it or its args"):
+            try:
+                return kind(*given, **args)
+            except UserError as error:
+                raise UserError(f"{name}: {error}") from error
 
 
 def _no_module(where: str, module: str) -> UserError:

@@ -32,12 +32,14 @@ THREADS = between(1, 4096)
 
 
 def setting(default: Any, meaning: str, within: Range = ANY, may_change: bool = False) -> Any:
-    """A dataclass field. `meaning` is what `--help` prints.
-
-    may_change: a run may go on with another value, for it changes neither what a batch is made of nor how it is
-    trained, beyond last bits.
-    """
+    """A dataclass field. `meaning` is what `--help` prints."""
     metadata = {"meaning": meaning, "range": within, "may_change": may_change}
     if isinstance(default, list | dict):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def free(default: Any, meaning: str, within: Range = ANY) -> Any:
+    """A setting that may have another value when a run goes on: it changes neither what a batch is made of nor how it
+    is trained, beyond last bits."""
+    return setting(default, meaning, within, may_change=True)

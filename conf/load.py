@@ -264,11 +264,9 @@ def _check_leaf(key: str, value: Any, hint: Any, where: str) -> None:
     # A truth value is only a truth value, and text only text: OmegaConf would read 3 as true and 7 as "7".
     allowed = get_args(hint) if isinstance(hint, UnionType) else (hint,)
     nothing = value is None and NoneType in allowed
-    loose = (bool in allowed and not isinstance(value, bool | str) and not nothing) or (
-        is_text(hint) and not isinstance(value, str) and not nothing
-    )
+    loose = (bool in allowed and not isinstance(value, bool | str)) or (is_text(hint) and not isinstance(value, str))
     try:
-        if loose:
+        if loose and not nothing:
             raise ValueError("loose")
         OmegaConf.merge(_lone(hint), {"value": value})
     except (OmegaConfBaseException, ValueError, TypeError) as error:

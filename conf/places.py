@@ -6,6 +6,8 @@ A path is relative to the folder where the user stands. Only `emoji_world/weight
 
 import os
 import re
+from collections.abc import Callable
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from common.errors import UserError, shown
 from conf.schema import Config
 
 ROOT = Path(__file__).resolve().parent.parent
+PLACES = ("run.dir", "run.mirror", "model.path", "model.lora.init_from", "prompts.file", "ray.temp_dir")
 SHIPPED = "emoji_world/weights/"
 LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes that a file system takes
 LONGEST_SOCKET = 107  # bytes of a Unix socket's path
@@ -21,17 +24,19 @@ SOCKET = "/session_2026-01-31_12-00-00_000000_{pid}/sockets/plasma_store"  # wha
 
 def anchored(value: Any, folder: Path) -> Any:
     """A text, or nested dicts of texts, with what is shipped as it lies in this folder."""
-    if isinstance(value, dict):
-        return {name: anchored(below, folder) for name, below in value.items()}
-    return f"{folder}/{value}" if isinstance(value, str) and value.startswith(SHIPPED) else value
+    return _mapped(value, lambda text: f"{folder}/{text}" if text.startswith(SHIPPED) else text)
 
 
 def portable(value: Any) -> Any:
     """The same with what lies in this checkout relative to it, for files and hosts that know another checkout."""
+    here = f"{ROOT}/"
+    return _mapped(value, lambda text: text.removeprefix(here) if text.startswith(here + SHIPPED) else text)
+
+
+def _mapped(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, dict):
-        return {name: portable(below) for name, below in value.items()}
-    here = isinstance(value, str) and value.startswith(f"{ROOT}/{SHIPPED}")
-    return value.removeprefix(f"{ROOT}/") if here else value
+        return {name: _mapped(below, change) for name, below in value.items()}
+    return change(value) if isinstance(value, str) else value
 
 
 def by_name(value: Any) -> Any:
@@ -41,17 +46,13 @@ def by_name(value: Any) -> Any:
 
 def write_out(config: Config) -> None:
     """Replaces every place in `config` by where it is. Raises UserError for one that cannot be."""
-    run, model, lora, prompts, ray = config.run, config.model, config.model.lora, config.prompts, config.ray
-    run.dir = _place("run.dir", run.dir)
-    model.path = _place("model.path", model.path)
-    if run.mirror is not None:
-        run.mirror = _place("run.mirror", run.mirror)
-    if lora.init_from is not None:
-        lora.init_from = _place("model.lora.init_from", lora.init_from)
-    if prompts.file is not None:
-        prompts.file = _place("prompts.file", prompts.file)
-    if ray.temp_dir is not None:
-        ray.temp_dir = str(Path(_place("ray.temp_dir", ray.temp_dir)).absolute())
+    for key in PLACES:
+        section, _, name = key.rpartition(".")
+        owner = attrgetter(section)(config)
+        if (value := getattr(owner, name)) is not None:
+            setattr(owner, name, _place(key, value))
+    if config.ray.temp_dir is not None:
+        config.ray.temp_dir = str(Path(config.ray.temp_dir).absolute())
 
 
 def _place(key: str, value: str) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from conf.declaration import AT_LEAST_ONE, CPUS, NOT_NEGATIVE, POSITIVE, SHARE, THREADS, Range, between, setting
+from conf.declaration import AT_LEAST_ONE, CPUS, NOT_NEGATIVE, POSITIVE, SHARE, THREADS, Range, between, free, setting
 
 Texts = list[str]  # by a name of its own, because a field called `list` hides the type
 
@@ -39,14 +39,12 @@ class GuidanceGradient(StrEnum):
 
 @dataclass
 class RunConfig:
-    name: str = setting("${experiment}", "folder under run.dir; the same name again resumes the run", may_change=True)
-    dir: str = setting(
-        "runs", "where run folders lie: the head's disk or a file system that all hosts share", may_change=True
-    )
+    name: str = free("${experiment}", "folder under run.dir; the same name again resumes the run")
+    dir: str = free("runs", "where run folders lie: the head's disk or a file system that all hosts share")
     seed: int = setting(0, "every random number of the run follows from it", NOT_NEGATIVE)
-    batches: int = setting(40, "how many batches to train; may be raised when resuming", AT_LEAST_ONE, may_change=True)
-    mirror: str | None = setting(
-        None, "a URI (s3://…, gs://…, file:///…): batches are copied to <name> under it as they come", may_change=True
+    batches: int = free(40, "how many batches to train; may be raised when resuming", AT_LEAST_ONE)
+    mirror: str | None = free(
+        None, "a URI (s3://…, gs://…, file:///…): batches are copied to <name> under it as they come"
     )
 
 
@@ -76,9 +74,9 @@ class ModelConfig:
 class PromptsConfig:
     """What to finetune on: exactly one of the three."""
 
-    set: str | None = setting(None, "a named set, one of those below", may_change=True)
-    list: Texts | None = setting(None, "the prompts themselves", may_change=True)
-    file: str | None = setting(None, "a text file, one prompt a line", may_change=True)
+    set: str | None = free(None, "a named set, one of those below")
+    list: Texts | None = free(None, "the prompts themselves")
+    file: str | None = free(None, "a text file, one prompt a line")
 
 
 @dataclass
@@ -110,26 +108,18 @@ class BufferConfig:
     max_staleness: int = setting(
         0, "k: data trained at version u are of version >= u - k; 0 is the synchronous algorithm", NOT_NEGATIVE
     )
-    keep_batches: int = setting(
-        2, "trained batches whose tensors are kept; scalars are kept for ever", AT_LEAST_ONE, may_change=True
+    keep_batches: int = free(2, "trained batches whose tensors are kept; scalars are kept for ever", AT_LEAST_ONE)
+    claim_timeout_s: float = free(
+        600.0, "an older claim is offered to another sampler, after twice it the first dies", POSITIVE
     )
-    claim_timeout_s: float = setting(
-        600.0, "an older claim is offered to another sampler, after twice it the first dies", POSITIVE, may_change=True
-    )
-    max_failed_share: float = setting(
-        0.1, "of a batch's trajectories that may be set aside before the run stops", SHARE, may_change=True
-    )
+    max_failed_share: float = free(0.1, "of a batch's trajectories that may be set aside before the run stops", SHARE)
 
 
 @dataclass
 class WorkerConfig:
-    count: int = setting(
-        1, "actors; at buffer.max_staleness=0 the data are the same however many", AT_LEAST_ONE, may_change=True
-    )
-    num_cpus: float = setting(1.0, "of one actor, by which Ray places it", CPUS, may_change=True)
-    num_gpus: float = setting(
-        1.0, "of one actor; taken as 0, and said so, on a cluster without GPUs", CPUS, may_change=True
-    )
+    count: int = free(1, "actors; at buffer.max_staleness=0 the data are the same however many", AT_LEAST_ONE)
+    num_cpus: float = free(1.0, "of one actor, by which Ray places it", CPUS)
+    num_gpus: float = free(1.0, "of one actor; taken as 0, and said so, on a cluster without GPUs", CPUS)
     threads: int = setting(1, "torch threads of one actor; last bits of results depend on it", THREADS)
 
 
@@ -143,14 +133,12 @@ class RewardConfig:
         None, "the scores that a product takes as 0 and 1; beyond them it is cut"
     )
     args: dict[str, Any] = setting({}, "keyword arguments of the class")
-    count: int = setting(1, "actors in its pool", AT_LEAST_ONE, may_change=True)
-    num_cpus: float = setting(0.5, "of one actor, by which Ray places it", CPUS, may_change=True)
-    num_gpus: float = setting(0.0, "of one actor; without a reservation it sees no GPU", CPUS, may_change=True)
+    count: int = free(1, "actors in its pool", AT_LEAST_ONE)
+    num_cpus: float = free(0.5, "of one actor, by which Ray places it", CPUS)
+    num_gpus: float = free(0.0, "of one actor; without a reservation it sees no GPU", CPUS)
     threads: int = setting(1, "torch's, and OpenMP's, of one actor; last bits of scores depend on it", THREADS)
     batch_size: int = setting(16, "pictures a call", AT_LEAST_ONE)
-    timeout_s: float = setting(
-        120.0, "of scoring one order; who takes longer hangs, and is killed", POSITIVE, may_change=True
-    )
+    timeout_s: float = free(120.0, "of scoring one order; who takes longer hangs, and is killed", POSITIVE)
 
 
 @dataclass
@@ -185,25 +173,14 @@ class LearnerConfig:
     guidance_gradient: GuidanceGradient = setting(
         GuidanceGradient.full, "conditional leaves out the half without a prompt"
     )
-    microbatch: int = setting(
-        64,
-        "(trajectory, timestep) pairs in memory at once; the gradient does not depend on it",
-        AT_LEAST_ONE,
-        may_change=True,
+    microbatch: int = free(
+        64, "(trajectory, timestep) pairs in memory at once; the gradient does not depend on it", AT_LEAST_ONE
     )
-    gradient_checkpointing: bool = setting(
-        False, "compute activations again in the backward pass: less memory, more time", may_change=True
-    )
-    timeout_s: float = setting(
-        3600.0, "of training one batch; a learner that takes longer hangs, and is killed", POSITIVE, may_change=True
-    )
-    count: int = setting(
-        1, "ranks, one actor each, that share a batch and average their gradients", AT_LEAST_ONE, may_change=True
-    )
-    num_cpus: float = setting(1.0, "of one rank, by which Ray places it", CPUS, may_change=True)
-    num_gpus: float = setting(
-        1.0, "of one rank; taken as 0, and said so, on a cluster without GPUs", CPUS, may_change=True
-    )
+    gradient_checkpointing: bool = free(False, "compute activations again in the backward pass: less memory, more time")
+    timeout_s: float = free(3600.0, "of training one batch; a learner that takes longer hangs, and is killed", POSITIVE)
+    count: int = free(1, "ranks, one actor each, that share a batch and average their gradients", AT_LEAST_ONE)
+    num_cpus: float = free(1.0, "of one rank, by which Ray places it", CPUS)
+    num_gpus: float = free(1.0, "of one rank; taken as 0, and said so, on a cluster without GPUs", CPUS)
     threads: int = setting(1, "torch threads of one rank; last bits of results depend on it", THREADS)
 
 
@@ -219,24 +196,20 @@ class EvaluationConfig:
 
 @dataclass
 class CheckpointsConfig:
-    keep: int = setting(
-        2, "recovery points kept besides those that the buffer's rules need", AT_LEAST_ONE, may_change=True
-    )
+    keep: int = free(2, "recovery points kept besides those that the buffer's rules need", AT_LEAST_ONE)
 
 
 @dataclass
 class RayConfig:
-    address: str | None = setting(
-        None, "of a running cluster ('auto' finds this machine's); none starts one here", may_change=True
-    )
-    dashboard: bool = setting(True, "start Ray's dashboard with a cluster started here", may_change=True)
-    temp_dir: str | None = setting(None, "of a cluster started here", may_change=True)
+    address: str | None = free(None, "of a running cluster ('auto' finds this machine's); none starts one here")
+    dashboard: bool = free(True, "start Ray's dashboard with a cluster started here")
+    temp_dir: str | None = free(None, "of a cluster started here")
 
 
 @dataclass
 class Config:
-    experiment: str = setting(
-        "default", "the name of the YAML file that was started; set by the first word of the command", may_change=True
+    experiment: str = free(
+        "default", "the name of the YAML file that was started; set by the first word of the command"
     )
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -1,7 +1,7 @@
 """YAML, read with the settings' types in view: where a setting is a text, what is written is used.
 
-By itself YAML takes an unquoted 007 for the number 7, yes for true, 12:30 for 750 and 1e3 for a thousand. A run that is
-named so, a prompt or a folder, is to be called as it is written. Only null stays null, unless it is quoted.
+By itself YAML reads an unquoted 007 as the number 7, yes as true, 12:30 as 750 and 1e3 as a thousand. The name of a
+run, a prompt and a folder must stay as they are written. Only null stays null, unless it is quoted.
 """
 
 import re

@@ -3,6 +3,7 @@
 Each check is one sentence for a user: the setting with its value, and the fix.
 """
 
+import copy
 import dataclasses
 import math
 import re
@@ -53,12 +54,10 @@ def effective_gpus(config: Config, resources: dict[str, float]) -> tuple[Config,
     asking = [f"{key}={value:g}" for key, value in wanted.items() if value]
     if resources.get("GPU", 0) > 0 or not asking:
         return config, []
-    without = dataclasses.replace(
-        config,
-        samplers=dataclasses.replace(config.samplers, num_gpus=0.0),
-        learner=dataclasses.replace(config.learner, num_gpus=0.0),
-        rewards={name: dataclasses.replace(reward, num_gpus=0.0) for name, reward in config.rewards.items()},
-    )
+    without = copy.deepcopy(config)
+    without.samplers.num_gpus = without.learner.num_gpus = 0.0
+    for reward in without.rewards.values():
+        reward.num_gpus = 0.0
     return without, [f"no GPU in this cluster: {', '.join(asking)} taken as 0, everything runs on CPUs"]
 
 
@@ -174,7 +173,7 @@ def _check_rewards(config: Config) -> None:
 def _check_types(config: Config) -> None:
     if config.model.dtype is DType.float64:
         raise UserError(
-            "model.dtype=float64 is for checking numerics and no run's: log-probs and LoRA are stored in float32, so "
+            "model.dtype=float64 is only for checking numerics: a run stores log-probs and LoRA weights in float32, so "
             "take that"
         )
     stored = config.sampling.latents_dtype

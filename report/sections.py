@@ -14,7 +14,7 @@ from common.machine import describe, machine_info
 from conf.places import portable
 from conf.schema import Config, RewardConfig
 from conf.settings import flatten
-from evaluation.summary import Comparison, by_prompt, compare_tables, curve, reward_names
+from evaluation.summary import by_prompt, compare_tables, curve, reward_names
 from policy.source import BUILT_IN, class_name
 from report.svg import Curve, chart, number
 
@@ -82,11 +82,13 @@ def cards(run: RunFolder) -> str:
 def reward_curve(run: RunFolder) -> str:
     """The reward of training batches and of the evaluation set, and what each single reward did."""
     batches, values = series(run.batches, MEAN_REWARD)
-    curves = [Curve("evaluation set", *_evaluation_curve(run, "reward"), kind="points", errors=_errors(run, "reward"))]
+    points = curve(run.evaluations)
+    versions, means = [float(point.version) for point in points], [point.mean for point in points]
+    errors = [point.standard_error for point in points]
+    curves = [Curve("evaluation set", versions, means, kind="points", errors=errors)]
     if batches:
         curves.append(Curve("training batch", batches, values, kind="faint"))
-    base = curve(run.evaluations)
-    baseline = base[0].mean if base and base[0].version == 0 else None
+    baseline = means[0] if versions[:1] == [0] else None
     drawing = chart(curves, width=980, height=340, x_label="batches trained", baseline=baseline)
     if not drawing:
         return ""
@@ -201,35 +203,26 @@ def shown(value: Any) -> str:
     return "–" if value is None or value == "" else str(getattr(value, "value", value))
 
 
-def _evaluation_curve(run: RunFolder, reward: str) -> tuple[list[float], list[float]]:
-    points = curve(run.evaluations, reward)
-    return [float(point.version) for point in points], [point.mean for point in points]
-
-
-def _errors(run: RunFolder, reward: str) -> list[float]:
-    return [point.standard_error for point in curve(run.evaluations, reward)]
-
-
 def _comparison_table(run: RunFolder) -> str:
     """The trained reward and each single one, before and after over the same pairs."""
     if not run.evaluations:
         return ""
     names = reward_names(run.evaluations[min(run.evaluations)])
     compared = [compare_tables(run.evaluations, name) for name in ("reward", *(names if len(names) > 1 else ()))]
-    rows = [_comparison_row(change) for change in compared if change is not None]
+    rows = [
+        (
+            change.reward,
+            f"{number(change.before_mean)} ± {number(change.before_std)}",
+            f"{number(change.after_mean)} ± {number(change.after_std)}",
+            f"{signed(change.difference)} ± {number(change.standard_error)}",
+            signed(change.gain),
+            str(change.count),
+        )
+        for change in compared
+        if change is not None
+    ]
     head = ("", "before: mean ± std", "after: mean ± std", "difference ± standard error", "in stds before", "pairs")
     return table(head, rows) if rows else ""
-
-
-def _comparison_row(change: Comparison) -> tuple[str, ...]:
-    return (
-        change.reward,
-        f"{number(change.before_mean)} ± {number(change.before_std)}",
-        f"{number(change.after_mean)} ± {number(change.after_std)}",
-        f"{signed(change.difference)} ± {number(change.standard_error)}",
-        signed(change.gain),
-        str(change.count),
-    )
 
 
 def _small(run: RunFolder, key: str, title: str, sentence: str) -> str:

@@ -58,7 +58,7 @@ class NamedReward:
         """Scores of B pictures. Raises BadAnswer, OtherKind, or whatever the reward itself raises."""
         try:
             answer = self.call(images, list(prompts))
-        except SystemExit as error:  # from a library or script of the user's: the actor is not theirs to end
+        except SystemExit as error:  # a library or script of the user must not end the actor
             raise RuntimeError(f"it called sys.exit({error.code!r:.100})") from error
         scores = checked(self.name, answer, len(prompts))
         self._remember(scores.columns)

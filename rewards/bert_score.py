@@ -7,9 +7,8 @@ import torch
 from torchmetrics.functional.text import bert_score
 from transformers import AutoModel, AutoTokenizer
 
-from common.blame import is_the_workers
+from common.blame import for_the_user_to_mend
 from common.errors import UserError
-from rewards.base import describe
 
 LONGEST = 128  # tokens of a text; what is beyond is cut off
 
@@ -23,19 +22,13 @@ class BertScore:
 
     def __init__(self, model: str, layer: int | None = None) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        try:
+        fix = "give a folder or hub id of a text encoder such as microsoft/deberta-xlarge-mnli"
+        with for_the_user_to_mend(f"The text model {model} cannot be loaded", fix):
             self.tokenizer = AutoTokenizer.from_pretrained(model)
             self.model = AutoModel.from_pretrained(model, dtype=torch.float32).eval().to(self.device)
-        except Exception as error:  # transformers, the hub and the disk raise all kinds, and it is the user who is told
-            if is_the_workers(error):
-                raise
-            raise UserError(
-                f"The text model {model} cannot be loaded: {describe(error)}; give a folder or hub id of a text "
-                "encoder such as microsoft/deberta-xlarge-mnli."
-            ) from error
         layers = self.model.config.num_hidden_layers
         if layer is not None and not 0 <= layer <= layers:
-            raise UserError(f"text_layer={layer} is none of the text model {model}: choose 0 to {layers}.")
+            raise UserError(f"text_layer={layer} is not a layer of the text model {model}: choose 0 to {layers}.")
         self.layer = layer
         self._recall = lru_cache(maxsize=10_000)(self._recall_of_one)
 

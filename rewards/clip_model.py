@@ -9,9 +9,8 @@ from torch.nn import functional
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-from common.blame import is_the_workers
+from common.blame import for_the_user_to_mend
 from common.errors import UserError
-from rewards.base import describe
 
 SCHEMAS = ("hf-hub:", "local-dir:")  # of open_clip's own names; they bring their weights along
 
@@ -29,7 +28,11 @@ class ClipModel:
         source = f"local-dir:{model}" if Path(model).is_dir() else model
         has_weights = source.startswith(SCHEMAS)
         _check_name(source, pretrained, has_weights)
-        try:
+        fix = (
+            "give a folder with open_clip_config.json and weights, a hub id as hf-hub:org/repo, or a name and tag that "
+            "open_clip knows"
+        )
+        with for_the_user_to_mend(f"The CLIP model {model} (pretrained={pretrained}) cannot be loaded", fix):
             self.model = open_clip.create_model(
                 source,
                 None if has_weights else pretrained,
@@ -38,14 +41,6 @@ class ClipModel:
                 require_pretrained=True,
             ).eval()
             self.tokenizer = open_clip.get_tokenizer(source)
-        except Exception as error:  # open_clip, the hub and the disk raise all kinds, and it is the user who is told
-            if is_the_workers(error):
-                raise
-            raise UserError(
-                f"The CLIP model {model} (pretrained={pretrained}) cannot be loaded: {describe(error)}; give a folder "
-                "with open_clip_config.json and weights, a hub id as hf-hub:org/repo, or a name and tag that "
-                "open_clip knows."
-            ) from error
         self.preprocessing = open_clip.get_model_preprocess_cfg(self.model)
 
     @property

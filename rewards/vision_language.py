@@ -8,9 +8,8 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from common.blame import is_the_workers
+from common.blame import for_the_user_to_mend
 from common.errors import UserError
-from rewards.base import describe
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 # Models without a chat template, and how they were taught to be asked; others are given the question as it is.
@@ -28,7 +27,7 @@ class VisionLanguageModel:
         self, model: str, revision: str | None = None, dtype: str = "float32", max_new_tokens: int = 48
     ) -> None:
         if dtype not in DTYPES:
-            raise UserError(f"dtype={dtype} is none of a model's weights: choose {', '.join(DTYPES)}.")
+            raise UserError(f"dtype={dtype} is no format of a model's weights: choose {', '.join(DTYPES)}.")
         if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
             raise UserError(
                 f"max_new_tokens={max_new_tokens} leaves no room for an answer: give a whole number from 1."
@@ -36,18 +35,12 @@ class VisionLanguageModel:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.name = model
         self.max_new_tokens = max_new_tokens
-        try:
+        fix = "give a folder or hub id of an image-text-to-text model whose weights are safetensors"
+        with for_the_user_to_mend(f"The vision-language model {model} cannot be loaded", fix):
             self.processor = AutoProcessor.from_pretrained(model, revision=revision)
             self.model = AutoModelForImageTextToText.from_pretrained(
                 model, revision=revision, dtype=getattr(torch, dtype), use_safetensors=True
             )
-        except Exception as error:  # transformers, the hub and the disk raise all kinds, and it is the user who is told
-            if is_the_workers(error):
-                raise
-            raise UserError(
-                f"The vision-language model {model} cannot be loaded: {describe(error)}; give a folder or hub id of an "
-                "image-text-to-text model whose weights are safetensors."
-            ) from error
         self.model.eval().to(self.device)
         configs = self.model.config, self.model.config.get_text_config()
         self.has_encoder = any(config.is_encoder_decoder for config in configs)  # of the question, as T5's
@@ -68,7 +61,7 @@ class VisionLanguageModel:
 
     def check_it_speaks(self, answers: Sequence[str]) -> None:
         """Raises UserError where none of the answers about the pictures of the trial has a word in it: such a model
-        would give every picture the same score. Whoever describes pictures has a word for noise, too."""
+        would give every picture the same score. A model that describes pictures has a word for noise, too."""
         if not any(letter.isalnum() for text in answers for letter in text):
             raise UserError(
                 f"The vision-language model {self.name} answered nothing about the two pictures of the trial "

@@ -56,7 +56,7 @@ def test_a_command_of_the_docs_trains_the_model_that_its_experiment_is_made_for(
 
 def test_every_module_that_the_docs_start_is_there() -> None:
     modules = {name for page in PAGES for name in re.findall(r"python -m ([\w.]+)", code(page))}
-    assert {"monitoring.board_picture"} <= modules
+    assert {"monitoring.board"} <= modules
     assert not [name for name in modules if find_spec(name) is None]
 
 

@@ -90,7 +90,7 @@ BAD = [
         ["alignment", "combine=product", "rewards.caption.range=[0,1]", "rewards.caption.weight=-1"],
         "rewards.caption.weight=-1.0 is an exponent",
     ),
-    (["compressibility", "model.dtype=float64"], "model.dtype=float64 is for checking numerics"),
+    (["compressibility", "model.dtype=float64"], "model.dtype=float64 is only for checking numerics"),
     (["compressibility", "learner.count=2", "learner.num_gpus=0.5"], "learner.num_gpus=0.5 with learner.count=2"),
     # texts
     (["compressibility", "run.name=null"], "run.name=null has the wrong type: it takes str"),

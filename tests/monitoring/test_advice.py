@@ -257,12 +257,12 @@ def test_a_call_that_waits_is_told_how_long_it_waited_for_whom(tmp_path: Path) -
             await asyncio.sleep(0.05)  # nothing is rolled out
             claim, _ = await actor.claim("sampler-0.0", {}, 60.0)
             assert claim is not None
-            await actor.add(claim.order.order_id, claim.version, rolled_out(claim.order, claim.version))
+            await actor.do("add", claim.order.order_id, claim.version, rolled_out(claim.order, claim.version))
             await asyncio.sleep(0.03)  # it lies in line
             lease, _ = await actor.lease("size", "reward-size-0.0", {}, 60.0)
             assert lease is not None
             await asyncio.sleep(0.15)  # and is scored: of the last one the learner waits for that
-            await actor.add_scores("size", lease.order_id, lease.table_digest, scored(lease))
+            await actor.do("add_scores", "size", lease.order_id, lease.table_digest, scored(lease))
         taken, waited = await taking
         return taken, waited, clock() - since
 

@@ -127,7 +127,7 @@ def test_recall_is_the_mean_over_the_reference_of_the_best_cosine(text: Path) ->
 def test_layers_are_those_of_the_model(text: Path) -> None:
     last, first = BertScore(str(text)), BertScore(str(text), layer=1)
     assert abs(last.recall(["a cat"], ["two dogs"]) - first.recall(["a cat"], ["two dogs"])) > 1e-3
-    with pytest.raises(UserError, match=r"text_layer=40 is none of .*choose 0 to 2"):
+    with pytest.raises(UserError, match=r"text_layer=40 is not a layer of .*choose 0 to 2"):
         BertScore(str(text), layer=40)
 
 

@@ -9,10 +9,10 @@ from rewards.registry import resolve
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ({"dtype": "float99"}, "dtype=float99 is none"),
-        ({"dtype": "nn"}, "dtype=nn is none"),
-        ({"dtype": "int8"}, "dtype=int8 is none"),
-        ({"dtype": None}, "dtype=None is none"),
+        ({"dtype": "float99"}, "dtype=float99 is no format"),
+        ({"dtype": "nn"}, "dtype=nn is no format"),
+        ({"dtype": "int8"}, "dtype=int8 is no format"),
+        ({"dtype": None}, "dtype=None is no format"),
         ({"max_new_tokens": 0}, "max_new_tokens=0 leaves no room"),
         ({"max_new_tokens": -3}, "max_new_tokens=-3"),
         ({"max_new_tokens": "many"}, "max_new_tokens=many"),
