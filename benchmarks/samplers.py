@@ -137,10 +137,12 @@ def _trajectories() -> pa.Table:
     n = PLAN.order_size
     return rollout_table(
         PLAN.order("b00000.00"),
-        rng.standard_normal((n, STEPS + 1, 4, 64, 64), np.float32),
-        np.tile(np.arange(STEPS, 0, -1, dtype=np.int32), (n, 1)),
-        rng.standard_normal((n, STEPS), np.float32),
         rng.integers(0, 256, (n, 512, 512, 3), np.uint8),
+        {
+            "latents": rng.standard_normal((n, STEPS + 1, 4, 64, 64), np.float32),
+            "timesteps": np.tile(np.arange(STEPS, 0, -1, dtype=np.int32), (n, 1)),
+            "log_probs": rng.standard_normal((n, STEPS), np.float32),
+        },
     )
 
 

@@ -29,8 +29,8 @@ from buffer.orders import Plan, Version
 from buffer.protocol import Claim, Lease, News, Refused, TakenBatch
 from buffer.rows import Assembly, Combination, first_pictures
 from buffer.rules import Rules
-from buffer.schema import ScoreTypes, check_rollout, check_scores, stack, tensors_in
-from buffer.state import File, State, Step, Trained, work_of
+from buffer.schema import ScoreTypes, check_rollout, check_scores, stack
+from buffer.state import File, Rollout, State, Step, Trained, work_of
 from buffer.store import roster_of
 from common.blame import writable
 from common.errors import RunStopped
@@ -88,8 +88,10 @@ class TrajectoryBuffer:
         if not transitions.accepts(self.rules, self.state, order_id, version):
             return False
         check_rollout(self.plan.order(order_id), table)
-        file = self._ledger.write(order_id, table.select(["trajectory_id", *tensors_in(table)]))
-        return bool(self._do(transitions.add, order_id, version, file))
+        path = table.drop_columns("image")
+        latents = self._ledger.write(f"{order_id}.latents", path) if path.num_columns > 1 else None
+        images = self._ledger.write(f"{order_id}.image", table.select(["trajectory_id", "image"]))
+        return bool(self._do(transitions.add, order_id, version, Rollout(images, latents)))
 
     def order_failed(self, order_id: str, worker: str, message: str) -> None:
         """The rollout raised: the third time, its pictures are set aside. Only the holder of a claim is heard."""

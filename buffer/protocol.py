@@ -51,7 +51,7 @@ class TakenBatch:
     version: Version  # the weights that it is trained from; a learner that has others reloads first
     roster: str  # digest of what is trained on; `store.write_batch` puts it into the Parquet file
     name: str  # "e0001.003": epoch and attempt, in the name of every file the learner writes
-    table: pa.Table  # the rows to train on, by ascending trajectory_id: scalars, tensors, rewards, "reward"
+    table: pa.Table  # the rows to train on, by ascending trajectory_id: scalars, the path, rewards, "reward"
     set_aside: pa.Table  # scalars of the rows that take no part, with the reason in "set_aside"
 
     @property

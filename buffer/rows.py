@@ -124,7 +124,8 @@ class Assembly:
         for order_id in orders:
             work = work_of(self.state, order_id)
             left_out = self._left_out(work)
-            table = self.read(order_id, work.table, None) if tensors and work.table and not left_out else None
+            file = work.rollout.latents if work.rollout and tensors and not left_out else None
+            table = self.read(order_id, file, None) if file else None
             scores = all_scores[order_id]
             damaged_table = tensors and not left_out and table is None
             whole = whole and not damaged_table and None not in scores.values()
@@ -171,7 +172,7 @@ def first_pictures(
     wanted = [trajectory_id for order_id in orders for trajectory_id in sizes.trajectory_ids(order_id)][:count]
     pictures: dict[int, np.ndarray] = {}
     for work in (work_of(state, order_id) for order_id in orders):
-        table = read(work.table) if work.table else None
+        table = read(work.rollout.images) if work.rollout else None
         if table is not None:
             pictures |= zip(table["trajectory_id"].to_pylist(), tensors_of(table)["image"], strict=True)
         elif len(work.set_aside) < sizes.order_size:

@@ -64,7 +64,7 @@ class Rules:
 
     def to_roll_out(self, state: State, order_id: str) -> bool:
         work = work_of(state, order_id)
-        return work.table is None and len(work.set_aside) < self.sizes.order_size and not self.rests(state, order_id)
+        return work.rollout is None and len(work.set_aside) < self.sizes.order_size and not self.rests(state, order_id)
 
     def rests(self, state: State, order_id: str) -> bool:
         """[7] An evaluation's order that costs worker after worker is left alone until the next start."""
@@ -91,25 +91,25 @@ class Rules:
 
     def counts(self, work: Work, version: Version) -> bool:
         """[3] A table counts if it is of the bound version and digest, and the first; whoever brings it."""
-        return work.version == version and work.table is None and len(work.set_aside) < self.sizes.order_size
+        return work.version == version and work.rollout is None and len(work.set_aside) < self.sizes.order_size
 
     # ---- scoring
 
     def scores_count(self, work: Work, table_digest: str) -> bool:
-        """[4] Scores are of one table, and another table's are refused."""
-        return work.table is not None and work.table.digest == table_digest
+        """[4] Scores are of one table of pictures, and another table's are refused."""
+        return work.rollout is not None and work.rollout.images.digest == table_digest
 
     def score_of(self, work: Work, reward: str) -> Score | None:
-        """[4] The reward's scores of the present table; those of another table wait to be replaced."""
+        """[4] The reward's scores of the present pictures; those of others wait to be replaced."""
         for score in work.scores:
-            if score.reward == reward and work.table is not None and score.table == work.table.digest:
+            if score.reward == reward and work.rollout is not None and score.images == work.rollout.images.digest:
                 return score
         return None
 
     def to_score(self, state: State, order_id: str, reward: str) -> bool:
         work = work_of(state, order_id)
         return (
-            work.table is not None
+            work.rollout is not None
             and self.score_of(work, reward) is None
             and len(work.set_aside) < self.sizes.order_size
             and not self.closed(state, order_id)
@@ -151,7 +151,7 @@ class Rules:
         """An order that its batch need not wait for: scored by every reward, or set aside altogether."""
         if len(work.set_aside) == self.sizes.order_size:
             return True
-        return work.table is not None and all(self.score_of(work, reward) is not None for reward in self.rewards)
+        return work.rollout is not None and all(self.score_of(work, reward) is not None for reward in self.rewards)
 
     def complete(self, state: State, orders: tuple[str, ...]) -> bool:
         """[2, 8] All orders of a batch are over, and not too much is set aside."""
@@ -182,8 +182,8 @@ class Rules:
         for order_id in self.sizes.batch_orders(batch):
             work = work_of(state, order_id)
             scores = [(score.reward, score.file.digest) for score in work.scores]
-            table = work.table.digest if work.table else None
-            rows.append((order_id, table, scores, [trajectory_id for trajectory_id, _ in work.set_aside]))
+            files = [file.digest for file in work.rollout or () if file]
+            rows.append((order_id, files, scores, [trajectory_id for trajectory_id, _ in work.set_aside]))
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
     def may_train(self, state: State) -> int | None:
@@ -268,7 +268,7 @@ class Rules:
         if state.trained:
             needed |= {state.trained[version].recovery_point for version in self.kept(state)}
         for work in state.work.values():
-            needed |= {work.table.path} if work.table else set()
+            needed |= {file.path for file in work.rollout or () if file}
             needed |= {score.file.path for score in work.scores}
         return needed
 

@@ -1,11 +1,11 @@
 """Arrow: the tables that move and the rows that are stored.
 
-Heavy columns (latents, pictures) are fixed-shape tensors in Arrow IPC files, one an order; scalars are Parquet rows,
-one file a batch. They are apart because query engines stop at arrays of 100,000 elements, and one trajectory of Stable
-Diffusion 1.5 has 835,584.
+Heavy columns are fixed-shape tensors in Arrow IPC files, two an order: pictures, which rewards read, and latents with
+what else training needs of the path, which the learner reads. Scalars are Parquet rows, one file a batch, because query
+engines stop at arrays of 100,000 elements, and one trajectory of Stable Diffusion 1.5 has 835,584.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,40 +14,26 @@ import pyarrow as pa
 from buffer.orders import Order
 from common.errors import RunStopped
 
-TENSORS = ("latents", "timesteps", "log_probs", "image")
 PROMOTE = "permissive"  # where tables come below one another: whole numbers and others, or none at all, fit
 
 
-def rollout_table(
-    order: Order,
-    latents: np.ndarray,
-    timesteps: np.ndarray | None,
-    log_probs: np.ndarray | None,
-    images: np.ndarray,
-) -> pa.Table:
-    """The table of an order's n trajectories of T steps, without copying C-contiguous arrays.
+def rollout_table(order: Order, images: np.ndarray, path: Mapping[str, np.ndarray]) -> pa.Table:
+    """The table of an order's n trajectories, without copying C-contiguous arrays.
 
-    latents [n, T+1, C, H, W] float32 or float16; timesteps [n, T] int32 or float32; log_probs [n, T] float32; images
-    [n, H, W, 3] uint8. Of an objective on clean pictures latents [n, 1, C, H, W], without the two others. Raises
-    ValueError when shapes or dtypes are others.
+    images [n, H, W, 3] uint8. path: what training needs of the trajectories, by column, each [n, ...] of whole numbers
+    or floats; nothing for an order of an evaluation. Raises ValueError when shapes or dtypes are others.
+
+    Example: rollout_table(order, images, {"latents": [n, T+1, C, H, W] float16, "log_probs": [n, T] float32})
     """
-    n, steps = (len(latents), 0) if log_probs is None else log_probs.shape
-    wanted = {
-        "latents": (latents, (n, steps + 1, *latents.shape[2:]), 5, ("float32", "float16")),
-        "timesteps": (timesteps, (n, steps), 2, ("int32", "float32")),
-        "log_probs": (log_probs, (n, steps), 2, ("float32",)),
-        "image": (images, (n, *images.shape[1:3], 3), 4, ("uint8",)),
-    }
+    n = len(order.seeds)
     columns: dict[str, Any] = {"trajectory_id": pa.array(order.trajectory_ids, pa.int64())}
-    for name, (array, shape, ndim, dtypes) in wanted.items():
-        if array is None:
-            continue
-        if array.shape != shape or array.ndim != ndim or str(array.dtype) not in dtypes or n != len(order.seeds):
-            raise ValueError(
-                f"{name} of order {order.order_id} is {array.dtype} {list(array.shape)}; it should be "
-                f"{' or '.join(dtypes)} {[len(order.seeds), *shape[1:]]}."
-            )
-        plain = np.ascontiguousarray(array).ravel().reshape(shape)  # a view, with strides that Arrow takes at n = 1
+    for name, array in {**path, "image": images}.items():
+        of_image = array.dtype == np.uint8 and array.ndim == 4 and array.shape[3] == 3
+        fits = of_image if name == "image" else array.dtype.kind in "iuf" and array.ndim > 1
+        if not fits or len(array) != n:
+            wanted = f"uint8 [{n}, H, W, 3]" if name == "image" else f"numbers [{n}, ...]"
+            raise ValueError(f"{name} of order {order.order_id} is {array.dtype} {list(array.shape)}, not {wanted}.")
+        plain = np.ascontiguousarray(array).ravel().reshape(array.shape)  # a view, whose strides Arrow takes at n = 1
         columns[name] = pa.FixedShapeTensorArray.from_numpy_ndarray(plain)
     return pa.table(columns)
 
@@ -58,8 +44,8 @@ def tensors_of(table: pa.Table) -> dict[str, np.ndarray]:
 
 
 def tensors_in(table: pa.Table) -> list[str]:
-    """Names of the tensor columns that it has."""
-    return [name for name in TENSORS if name in table.column_names]
+    """Names of the tensor columns."""
+    return [field.name for field in table.schema if isinstance(field.type, pa.FixedShapeTensorType)]
 
 
 def _array(column: pa.ChunkedArray) -> np.ndarray:
@@ -71,9 +57,10 @@ def _array(column: pa.ChunkedArray) -> np.ndarray:
 
 def check_rollout(order: Order, table: pa.Table) -> None:
     """Raise ValueError unless the table is one that `rollout_table` makes of this order."""
-    missing = {"trajectory_id", "latents", "image"} - set(table.column_names)
-    if missing:
-        raise ValueError(f"The table of order {order.order_id} lacks the columns {sorted(missing)}.")
+    if sorted(table.column_names) != sorted(["trajectory_id", *tensors_in(table)]):
+        raise ValueError(f"The table of order {order.order_id} has other columns than trajectory_id and tensors.")
+    if "image" not in table.column_names or (order.batch is not None and table.num_columns < 3):
+        raise ValueError(f"The table of order {order.order_id} lacks its pictures, or what training needs of the path.")
     if tuple(table["trajectory_id"].to_pylist()) != order.trajectory_ids:
         raise ValueError(f"The table of order {order.order_id} has other trajectories than the order.")
 

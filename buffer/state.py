@@ -24,11 +24,18 @@ class File(NamedTuple):
     digest: str
 
 
+class Rollout(NamedTuple):
+    """The files of one order's trajectories. Both count or none does, and if either is damaged, both are made again."""
+
+    images: File  # trajectory_id, image
+    latents: File | None  # trajectory_id and the path; None of an evaluation, for which nothing is trained
+
+
 class Score(NamedTuple):
-    """One reward's scores of one order; they count for the table with this digest and no other."""
+    """One reward's scores of one order; they count for the pictures with this digest and no other."""
 
     reward: str
-    table: str
+    images: str
     file: File
 
 
@@ -36,7 +43,7 @@ class Work(NamedTuple):
     """What has become of one order."""
 
     version: Version | None = None  # bound by the first claim, for good
-    table: File | None = None  # the trajectories, once rolled out
+    rollout: Rollout | None = None
     scores: tuple[Score, ...] = ()
     failures: tuple[tuple[tuple[str, int | None], tuple[str, ...]], ...] = ()  # ((reward, trajectory id), or ("", None)
     # for the rollout; where: the place of the worker, once for each time)
@@ -172,8 +179,8 @@ def _claimed(state: State, record: Record) -> State:
 
 
 def _rolled_out(state: State, record: Record) -> State:
-    table = File(record["path"], record["digest"])
-    return _change(state, record["order"], table=table, rolled_out=float(record["time"]))
+    rollout = Rollout(File(*record["images"]), File(*record["latents"]) if record["latents"] else None)
+    return _change(state, record["order"], rollout=rollout, rolled_out=float(record["time"]))
 
 
 def _failed(state: State, record: Record) -> State:
@@ -201,13 +208,13 @@ def _scored(state: State, record: Record) -> State:
 
 
 def _again(state: State, record: Record) -> State:
-    """An acknowledged file is damaged: the table is rolled out again at the version it is bound to; its scores stay
-    and count if the new table has the old one's digest. A damaged file of scores is only scored again."""
+    """An acknowledged file is damaged: the order is rolled out again at the version it is bound to; its scores stay and
+    count if the new pictures have the old ones' digest. A damaged file of scores is only scored again."""
     order_id, work = record["order"], work_of(state, record["order"])
     if reward := record.get("reward"):
         state = _change(state, order_id, scores=tuple(score for score in work.scores if score.reward != reward))
     else:
-        state = _change(state, order_id, table=None)
+        state = _change(state, order_id, rollout=None)
     batch = _batch(order_id)
     taken = None if batch == state.next_batch else state.taken
     return state._replace(rosters=without(state.rosters, batch), taken=taken)

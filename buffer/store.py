@@ -4,7 +4,8 @@ Every file is written under a temporary name, fsynced and renamed, and no name i
 a number of its own. So a file either is whole or is not there, unless the disk damages it later, which the digest in
 the journal shows.
 
-    tensors/b00003.02.e0001.00017.arrow                     what `add` wrote (latents, timesteps, log-probs, pictures)
+    tensors/b00003.02.latents.e0001.00017.arrow             what `add` wrote: the path (latents, log-probs, ...),
+    tensors/b00003.02.image.e0001.00018.arrow               and the pictures
     tensors/b00003.02.compressibility.e0001.00021.arrow     what `add_scores` wrote
     trajectories/b00003.e0001.003.parquet                   the batch's rows, written by the learner
     evaluation/v00010.e0001.00054.parquet                   an evaluation's rows

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from buffer.orders import Version, parse
 from buffer.protocol import Refused
 from buffer.rules import ALONE_AFTER, Rules
-from buffer.state import File, Hold, Record, State, Step, Trained, fold, place_of, record_all, without, work_of
+from buffer.state import File, Hold, Record, Rollout, State, Step, Trained, fold, place_of, record_all, without, work_of
 
 Key = TypeVar("Key", str, tuple[str, str])
 
@@ -45,14 +45,15 @@ def accepts(rules: Rules, state: State, order_id: str, version: Version) -> bool
     return not rules.closed(state, order_id) and rules.counts(work_of(state, order_id), version)
 
 
-def add(rules: Rules, state: State, order_id: str, version: Version, file: File, now: float) -> Step:
-    """A table was rolled out and written. Answer: whether it counts; a later or unbound one changes nothing.
+def add(rules: Rules, state: State, order_id: str, version: Version, rollout: Rollout, now: float) -> Step:
+    """An order was rolled out and its files are written. Answer: whether they count; later or unbound ones change
+    nothing.
 
     Nobody asks who holds the claim: if only holders were heard, an order slower than its time-out would never end.
     """
     if not accepts(rules, state, order_id, version):
         return Step(state, (), False)
-    record = {"kind": "rolled_out", "order": order_id, "path": file.path, "digest": file.digest, "time": now}
+    record = {"kind": "rolled_out", "order": order_id, **rollout._asdict(), "time": now}
     step = record_all(state, record)
     deaths = without(step.state.deaths, (order_id, ""))
     step = step._replace(state=step.state._replace(claims=without(state.claims, order_id), deaths=deaths))
@@ -79,7 +80,7 @@ def damaged(rules: Rules, state: State, order_id: str, reward: str | None, path:
 
 
 def lease(rules: Rules, state: State, reward: str, worker: str, now: float) -> Step:
-    """Answer: (order id, table file, pictures not to be scored, whether to try them one by one), or None."""
+    """Answer: (order id, file of pictures, pictures not to be scored, whether to try them one by one), or None."""
     state = state._replace(asked={**state.asked, (reward, place_of(worker)): now})
     order_id = _given(rules, state, reward, worker, rules.leasable(state, reward), now)
     if order_id is None:
@@ -90,7 +91,8 @@ def lease(rules: Rules, state: State, reward: str, worker: str, now: float) -> S
         leases = {**state.leases, key: (*holds, Hold(worker, now))}
         state = state._replace(leases=leases, alone=without(state.alone, worker))
     skip = tuple(trajectory_id for trajectory_id, _ in work.set_aside)
-    return Step(state, (), (order_id, work.table, skip, state.deaths.get(key, 0) >= ALONE_AFTER))
+    images = work.rollout.images if work.rollout else None
+    return Step(state, (), (order_id, images, skip, state.deaths.get(key, 0) >= ALONE_AFTER))
 
 
 def scores_wanted(rules: Rules, state: State, reward: str, order_id: str, table_digest: str) -> bool:

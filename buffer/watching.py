@@ -27,7 +27,7 @@ def orders_by_state(rules: Rules, state: State) -> dict[str, int]:
             work = work_of(state, order_id)
             if rules.over(work):
                 orders["scored"] += 1
-            elif work.table is not None:
+            elif work.rollout is not None:
                 orders["rolled_out"] += 1
             else:
                 orders["claimed" if order_id in state.claims else "open"] += 1

@@ -47,13 +47,12 @@ def rolled_out(order: Order, version: Version, device: str = "", shape: tuple[in
     noise = int.from_bytes(hashlib.sha256(f"{version}{device}".encode()).digest()[:4], "big")
     n, steps = len(order.seeds), 2
     rng = np.random.default_rng([noise, *order.seeds])
-    return rollout_table(
-        order,
-        rng.standard_normal((n, steps + 1, *shape), np.float32),
-        np.tile(np.arange(steps, 0, -1, dtype=np.int32), (n, 1)),
-        rng.standard_normal((n, steps), np.float32),
-        rng.integers(0, 255, (n, 4, 4, 3), np.uint8),
-    )
+    path = {
+        "latents": rng.standard_normal((n, steps + 1, *shape), np.float32),
+        "timesteps": np.tile(np.arange(steps, 0, -1, dtype=np.int32), (n, 1)),
+        "log_probs": rng.standard_normal((n, steps), np.float32),
+    }
+    return rollout_table(order, rng.integers(0, 255, (n, 4, 4, 3), np.uint8), path if order.batch is not None else {})
 
 
 def scored(lease: Lease, **columns: list[Any]) -> pa.Table:

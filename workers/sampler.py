@@ -62,9 +62,11 @@ class Sampler:
                 self.buffer.order_failed(order.order_id, self.name, describe(error))
             raise
         with self.clock.on("handing in"):
-            if self.needs == "steps":
-                table = rollout_table(order, made.latents, made.timesteps, made.log_probs, made.images)
-            else:
-                table = rollout_table(order, made.latents[:, -1:], None, None, made.images)
+            path = {"latents": made.latents, "timesteps": made.timesteps, "log_probs": made.log_probs}
+            if order.batch is None:  # nobody trains on an evaluation
+                path = {}
+            elif self.needs != "steps":
+                path = {"latents": made.latents[:, -1:]}
+            table = rollout_table(order, made.images, path)
             self.buffer.add(order.order_id, claim.version, table)
         return True

@@ -19,12 +19,17 @@ from buffer import transitions
 from buffer.orders import Version
 from buffer.protocol import Refused
 from buffer.rules import Rules
-from buffer.state import File, Hold, Record, State, Step, Trained, fold, restarted, work_of
+from buffer.state import File, Hold, Record, Rollout, State, Step, Trained, fold, restarted, work_of
 
 REWARD = "size"
 TIMEOUT = 10.0
 LETTERS = "xyzuvw"
 NAMES = ("a", "b")
+
+
+def rolled_out(pictures: str) -> Rollout:
+    """The files of a rollout, by the digest of its pictures."""
+    return Rollout(File("", pictures), File("", f"path of {pictures}"))
 
 
 class Violation(AssertionError):
@@ -132,7 +137,7 @@ class World:
             yield self._apply(dead, transitions.worker_died(self.rules, node.state, "learner", True, 0.0))
         if "damage" in self.kinds:
             for order_id, work in node.state.work.items():
-                if work.table is not None and not self.rules.closed(node.state, order_id):
+                if work.rollout is not None and not self.rules.closed(node.state, order_id):
                     yield self._apply(worse, transitions.damaged(self.rules, node.state, order_id, None, "", 0.0))
 
     # ---- calls: each gives the node after it and, if it journaled something, the disk had its answer been lost
@@ -186,8 +191,8 @@ class World:
             return self._failed_by_its_place(node, kind, rest, worker)
         if kind == "add":
             order_id, version, attempt = rest
-            digest = f"{order_id}@{version.digest}.{attempt}"
-            step = transitions.add(self.rules, node.state, order_id, version, File("", digest), 0.0)
+            rollout = rolled_out(f"{order_id}@{version.digest}.{attempt}")
+            step = transitions.add(self.rules, node.state, order_id, version, rollout, 0.0)
             if step.answer:
                 node = node._replace(told=node.told - {(order_id, version)})
         elif kind == "scores":
@@ -272,19 +277,22 @@ class World:
             if len(work.set_aside) == self.rules.sizes.order_size:
                 continue
             journaled = work_of(state, order_id)
-            if (journaled.table, journaled.scores) != (work.table, work.scores):
+            if (journaled.rollout, journaled.scores) != (work.rollout, work.scores):
                 raise Violation(f"{order_id} was trained on other rows than the journal has")
-            if work.table is None or not work.scores:
-                raise Violation(f"{order_id} was trained without a table or scores")
-            made_from = work.table.digest.split("@")[1].split(".")[0]
+            if work.rollout is None or work.rollout.latents is None or not work.scores:
+                raise Violation(f"{order_id} was trained without trajectories or scores")
+            pictures, latents = (file.digest for file in work.rollout)
+            if latents != f"path of {pictures}":
+                raise Violation(f"{order_id} was trained on the {latents} and scores of {pictures}")
+            made_from = pictures.split("@")[1].split(".")[0]
             if len(made_from) - 1 < batch - self.rules.max_staleness:
                 raise Violation(f"{order_id} was made at version {len(made_from) - 1} and trained at {batch}")
             if work.version is None or made_from != work.version.digest:
                 raise Violation(f"{order_id} is bound to {work.version} and was made by {made_from}")
             if state.trained[work.version.number].version != work.version:
                 raise Violation(f"{order_id} is of {work.version}, which is not in this line of weights")
-            if work.scores[0].file.digest != f"of {work.table.digest}":
-                raise Violation(f"{order_id} was trained on {work.table.digest} with scores {work.scores[0].file}")
+            if work.scores[0].file.digest != f"of {pictures}":
+                raise Violation(f"{order_id} was trained on {pictures} with scores {work.scores[0].file}")
 
     # ---- faults
 
@@ -325,9 +333,9 @@ class World:
         if any(record["kind"] == "again" for record in step.records):
             return
         for order_id, work in before.work.items():
-            gone = work.table is not None and work_of(after, order_id).table != work.table
+            gone = work.rollout is not None and work_of(after, order_id).rollout != work.rollout
             if gone and not self.rules.closed(after, order_id):
-                raise Violation(f"{work.table} of {order_id} was acknowledged, and is gone")
+                raise Violation(f"{work.rollout} of {order_id} was acknowledged, and is gone")
 
 
 def _all_ask(node: Node) -> Node:

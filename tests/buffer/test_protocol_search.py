@@ -19,7 +19,7 @@ from buffer.journal import counted
 from buffer.orders import Sizes, Version
 from buffer.rules import Rules
 from buffer.state import File, Hold, Record, Score, State, Step, Trained, Work, fold, restarted, work_of
-from tests.buffer.protocol_world import REWARD, TIMEOUT, Violation, World
+from tests.buffer.protocol_world import REWARD, TIMEOUT, Violation, World, rolled_out
 
 EVERYTHING = frozenset({"buffer", "worker", "hang", "learner", "damage", "answer"})
 SIZES = Sizes(batch_size=2, order_size=1, evaluation_count=1)
@@ -142,7 +142,7 @@ class NotWaitingForScores(Rules):
     """[2] A batch is ready when it is rolled out."""
 
     def over(self, work: Work) -> bool:
-        return work.table is not None
+        return work.rollout is not None
 
 
 class LastTableWins(Rules):
@@ -156,7 +156,7 @@ class NoDigestOfScores(Rules):
     """[4] Scores count for the order, whatever table they were made from."""
 
     def scores_count(self, work: Work, table_digest: str) -> bool:
-        return work.table is not None
+        return work.rollout is not None
 
     def score_of(self, work: Work, reward: str) -> Score | None:
         return next((score for score in work.scores if score.reward == reward), None)
@@ -324,7 +324,7 @@ class Side:
 
     def add(self, order_id: str, version: Version) -> None:
         digest = f"{order_id}@{version.digest} in epoch {self.epoch}"
-        counts = self.do(transitions.add(self.rules, self.state, order_id, version, File("", digest), 0.0))
+        counts = self.do(transitions.add(self.rules, self.state, order_id, version, rolled_out(digest), 0.0))
         if counts and work_of(self.state, order_id).version != version:
             raise Violation(f"{order_id} has a table of {version}")
 
@@ -366,7 +366,7 @@ class AnyWeights(Rules):
     """[3] A table counts whatever weights it was made with."""
 
     def counts(self, work: Work, version: Version) -> bool:
-        return work.table is None
+        return work.rollout is None
 
 
 def test_a_cut_off_buffer_does_harm_without_seals() -> None:

@@ -21,7 +21,7 @@ from buffer.orders import Plan, Version, parse
 from buffer.protocol import Claim, Lease, Refused
 from buffer.rows import Combination
 from buffer.schema import tensors_of
-from buffer.state import restarted
+from buffer.state import File, restarted
 from common.errors import RunStopped, UserError
 from tests.buffer_toy import (
     PLAN,
@@ -51,10 +51,10 @@ def rows(run: Path) -> dict[int, list[dict[str, Any]]]:
     return {table["batch"][0].as_py(): table.drop_columns(TIMES).to_pylist() for table in tables}
 
 
-def table_of(b: TrajectoryBuffer, order_id: str) -> str:
-    table = b.state.work[order_id].table
-    assert table is not None
-    return table.path
+def file_of(b: TrajectoryBuffer, order_id: str, kind: str) -> str:
+    """Where an order's "images" or "latents" are."""
+    file: File = getattr(b.state.work[order_id].rollout, kind)
+    return file.path
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -191,7 +191,7 @@ def test_the_first_table_counts_whoever_sends_it(tmp_path: Path) -> None:
     assert b.add(slow.order.order_id, slow.version, table)
     assert not b.add(slow.order.order_id, slow.version, rolled_out(slow.order, slow.version, "other device"))
     files = [path.name for path in (tmp_path / "tensors").iterdir()]
-    assert len(files) == 1  # what does not count is not even written
+    assert len(files) == 2  # what does not count is not even written
     with pytest.raises(ValueError, match="other trajectories"):
         claim = b.claim("s0")
         assert claim
@@ -616,7 +616,7 @@ def test_a_batch_that_is_not_the_next_or_not_on_disk_is_refused(tmp_path: Path) 
     with pytest.raises(Refused, match="not what is to be trained"):
         b.trained(1, Version(2, "x"), taken.recovery_point, taken.parquet)
     # the rows change below the learner: its work is of a roster that is no more
-    (tmp_path / table_of(b, "b00000.01")).write_bytes(b"")
+    (tmp_path / file_of(b, "b00000.01", "latents")).write_bytes(b"")
     b.worker_died("learner")
     assert b.take("learner") is None
     with pytest.raises(Refused, match="not what is to be trained"):
@@ -636,10 +636,10 @@ def test_what_was_never_acknowledged_is_removed_at_the_next_start(tmp_path: Path
     theirs = ["checkpoints/my-notes.txt", "trajectories/own.parquet", "tensors/b1.txt"]
     for path in theirs:
         (tmp_path / path).write_text("mine")
-    (tmp_path / "tensors/b00001.03.e0001.00099.arrow").write_bytes(b"torn")
-    (tmp_path / "tensors/.b00001.02.e0001.00098.arrow.tmp").write_bytes(b"to")
+    (tmp_path / "tensors/b00001.03.latents.e0001.00099.arrow").write_bytes(b"torn")
+    (tmp_path / "tensors/.b00001.02.image.e0001.00098.arrow.partial").write_bytes(b"to")
     (tmp_path / "checkpoints/.v00001.e0001.00097.tmp").mkdir()
-    acknowledged = [work.table.path for work in b.state.work.values() if work.table]
+    acknowledged = [file.path for work in b.state.work.values() for file in work.rollout or () if file]
     after = buffer(tmp_path)
     left = [
         f"{path.parent.name}/{path.name}"
@@ -684,7 +684,7 @@ def test_a_damaged_table_is_rolled_out_again_at_its_version(tmp_path: Path, same
     for _ in range(4):
         roll_out(b)
         score(b)
-    path = run / table_of(b, "b00000.02")
+    path = run / file_of(b, "b00000.02", "latents")
     path.write_bytes(path.read_bytes()[:-20])
     b = buffer(run, max_staleness=0)
     publish(b)
@@ -703,7 +703,7 @@ def test_damage_is_noticed_when_pictures_are_leased_and_damaged_scores_are_made_
     b = buffer(tmp_path)
     start(b)
     roll_out(b)
-    (tmp_path / table_of(b, "b00000.00")).unlink()
+    (tmp_path / file_of(b, "b00000.00", "images")).unlink()
     assert b.lease("size", "r0") is None and len(b.notes) == 1
     for _ in range(4):
         roll_out(b)
@@ -983,5 +983,5 @@ def test_a_killed_process_loses_nothing_that_it_was_told(tmp_path: Path) -> None
         assert b.state.next_batch >= max(int(words[1]) for words in told if words[0] == "trained")
         for words in told:
             if words[0] == "table" and len(words) == 2 and parse(words[1]).group >= b.state.next_batch:
-                assert b.state.work[words[1]].table is not None
+                assert b.state.work[words[1]].rollout is not None
         b.close()

@@ -16,6 +16,7 @@ from buffer.orders import Sizes, Version
 from buffer.protocol import Refused
 from buffer.rules import Rules
 from buffer.state import File, Record, State, Step, Trained, fold, restarted, work_of
+from tests.buffer.protocol_world import rolled_out
 
 SIZES = Sizes(batch_size=4, order_size=2, evaluation_count=2)
 WORKERS = ("a", "b", "c")
@@ -137,7 +138,7 @@ class Buffers(RuleBasedStateMachine):
         if call[0] == "add":
             _, order_id, version = call
             digest = f"{order_id}@{version}#{self.made}"
-            step = transitions.add(self.rules_, epoch.state, order_id, version, File(digest, digest), self.now)
+            step = transitions.add(self.rules_, epoch.state, order_id, version, rolled_out(digest), self.now)
             if epoch.do(step) and epoch is self.epoch:
                 assert order_id not in self.acknowledged, "a second table counts"
                 self.acknowledged[order_id] = digest
@@ -174,8 +175,10 @@ class Buffers(RuleBasedStateMachine):
         for order_id, work in rows:
             if len(work.set_aside) == SIZES.order_size:
                 continue
-            assert work.table and work.version and work.table.digest.startswith(f"{order_id}@{work.version}")
-            assert {score.file.digest for score in work.scores} == {f"of {work.table.digest}"}
+            assert work.rollout and work.version
+            pictures = work.rollout.images.digest
+            assert pictures.startswith(f"{order_id}@{work.version}") and work.rollout == rolled_out(pictures)
+            assert {score.file.digest for score in work.scores} == {f"of {pictures}"}
             assert len(work.scores) == len(REWARDS)
             assert batch - work.version.number <= self.rules_.max_staleness
             self.ages.append(batch - work.version.number)
@@ -209,11 +212,18 @@ class Buffers(RuleBasedStateMachine):
     def picture_raises(self, old: bool, worker: str, row: int) -> None:
         epoch = self.side(old)
         for (order_id, reward), holds in list(epoch.state.leases.items()):
-            table = work_of(epoch.state, order_id).table
-            if table and worker in [hold.worker for hold in holds]:
+            rollout = work_of(epoch.state, order_id).rollout
+            if rollout and worker in [hold.worker for hold in holds]:
                 picture = SIZES.trajectory_ids(order_id)[row]
                 step = transitions.pictures_failed(
-                    self.rules_, epoch.state, reward, order_id, table.digest, worker, {picture: "blank"}, self.now
+                    self.rules_,
+                    epoch.state,
+                    reward,
+                    order_id,
+                    rollout.images.digest,
+                    worker,
+                    {picture: "blank"},
+                    self.now,
                 )
                 epoch.do(step)
         self.finish_evaluations(epoch)
@@ -230,7 +240,7 @@ class Buffers(RuleBasedStateMachine):
     @rule(which=st.integers(0, 10**6))
     def file_is_damaged(self, which: int) -> None:
         state = self.epoch.state
-        orders = [o for o, work in state.work.items() if work.table and not self.rules_.closed(state, o)]
+        orders = [o for o, work in state.work.items() if work.rollout and not self.rules_.closed(state, o)]
         if orders:
             order_id = sorted(orders)[which % len(orders)]
             self.epoch.do(transitions.damaged(self.rules_, state, order_id, None, "", self.now))
@@ -254,8 +264,8 @@ class Buffers(RuleBasedStateMachine):
         assert [v.number for v in self.line] == list(range(len(self.line)))
         for order_id, digest in self.acknowledged.items():
             if order_id in state.work:
-                table = state.work[order_id].table
-                assert table is not None and table.digest == digest
+                rollout = state.work[order_id].rollout
+                assert rollout is not None and rollout.images.digest == digest
             else:
                 assert self.rules_.closed(state, order_id)
 

@@ -3,7 +3,6 @@
 import os
 import threading
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import numpy as np
@@ -17,7 +16,7 @@ from buffer.orders import Plan, Version
 from buffer.protocol import TakenBatch
 from buffer.rows import Combination, scalar_rows, with_tensors
 from buffer.schema import check_scores, rollout_table, stack, tensors_of
-from buffer.state import File, Work
+from buffer.state import File, Rollout, Work
 from buffer.store import Store, roster_of, write_batch
 from tests.buffer_toy import PLAN, rolled_out
 from tests.buffer_toy import buffer as toy_buffer
@@ -36,22 +35,19 @@ ORDER BY prompt, policy_version
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_a_table_comes_back_as_it_was(tmp_path: Path, dtype: str) -> None:
     rng = np.random.default_rng(0)
-    latents = rng.standard_normal((2, 4, 3, 5, 5)).astype(dtype)
-    timesteps = rng.integers(0, 1000, (2, 3)).astype(np.int32)
-    log_probs = rng.standard_normal((2, 3)).astype(np.float32)
+    path: dict[str, np.ndarray] = {
+        "latents": rng.standard_normal((2, 4, 3, 5, 5)).astype(dtype),
+        "timesteps": rng.integers(0, 1000, (2, 3)).astype(np.int64) if dtype == "float32" else rng.random((2, 3)),
+        "log_probs": rng.standard_normal((2, 3)).astype(np.float32),
+    }
     images = rng.integers(0, 256, (2, 6, 7, 3)).astype(np.uint8)
     store = Store(tmp_path, 1)
-    file = store.write_arrow("b00001.02", rollout_table(ORDER, latents, timesteps, log_probs, images))
+    file = store.write_arrow("b00001.02", rollout_table(ORDER, images, path))
     table = store.read_arrow(file)
     assert table is not None and table["trajectory_id"].to_pylist() == list(ORDER.trajectory_ids)
     back = tensors_of(table)
-    stored: dict[str, np.ndarray] = {
-        "latents": latents,
-        "timesteps": timesteps,
-        "log_probs": log_probs,
-        "image": images,
-    }
-    for name, array in stored.items():
+    assert list(back) == ["latents", "timesteps", "log_probs", "image"]
+    for name, array in {**path, "image": images}.items():
         assert back[name].dtype == array.dtype
         np.testing.assert_array_equal(back[name], array)
         assert not back[name].flags.writeable  # a view of the mapped file
@@ -88,23 +84,25 @@ def test_no_damage_goes_unnoticed(tmp_path_factory: pytest.TempPathFactory, data
     assert store.read_arrow(file) is not None
 
 
-def test_wrong_shapes_are_named() -> None:
-    good: dict[str, Any] = {
-        "latents": np.zeros((2, 4, 3, 5, 5), np.float32),
-        "timesteps": np.zeros((2, 3), np.int32),
-        "log_probs": np.zeros((2, 3), np.float32),
-        "images": np.zeros((2, 6, 6, 3), np.uint8),
+@pytest.mark.parametrize(
+    ("name", "bad"),
+    [
+        ("latents", np.zeros((3, 4, 3, 5, 5), np.float32)),
+        ("timesteps", np.zeros((2, 3), np.bool_)),
+        ("log_probs", np.zeros(2, np.float32)),
+        ("image", np.zeros((2, 3, 6, 6), np.uint8)),
+        ("image", np.zeros((2, 6, 6, 3), np.float32)),
+    ],
+)
+def test_wrong_shapes_are_named(name: str, bad: np.ndarray) -> None:
+    good: dict[str, np.ndarray] = {
+        "latents": np.zeros((2, 3, 5, 5), np.float16),
+        "image": np.zeros((2, 6, 6, 3), np.uint8),
     }
-    rollout_table(ORDER, **good)
-    for name, bad in {
-        "latents": np.zeros((2, 3, 3, 5, 5), np.float32),
-        "timesteps": np.zeros((2, 3), np.int64),
-        "images": np.zeros((2, 3, 6, 6), np.uint8),
-    }.items():
-        with pytest.raises(
-            ValueError, match=f"{name.removesuffix('s') if name == 'images' else name} of order b00001.02"
-        ):
-            rollout_table(ORDER, **(good | {name: bad}))
+    rollout_table(ORDER, good["image"], {"latents": good["latents"]})
+    given = good | {name: bad}
+    with pytest.raises(ValueError, match=f"{name} of order b00001.02"):
+        rollout_table(ORDER, given["image"], {key: array for key, array in given.items() if key != "image"})
 
 
 def test_scores_have_to_be_whole_and_finite() -> None:
@@ -128,7 +126,7 @@ def test_rewards_are_summed_by_weight_and_set_aside_rows_have_none() -> None:
         "a": pa.table({"trajectory_id": [second, first], "score": pa.array([1.0, 2.0], pa.float32())}),
         "b": pa.table({"trajectory_id": [first], "score": pa.array([10.0], pa.float32()), "caption": ["a cat"]}),
     }
-    work = Work(version=Version(0, "x"), table=File("", ""), set_aside=((second, "blank"),))
+    work = Work(version=Version(0, "x"), rollout=Rollout(File("", ""), None), set_aside=((second, "blank"),))
     rows = scalar_rows(ORDER, work, scores, Combination({"a": 1.0, "b": 0.5})).to_pylist()
     assert [row["reward"] for row in rows] == [7.0, None]
     assert [row["b.caption"] for row in rows] == ["a cat", None]
@@ -171,14 +169,17 @@ def test_the_query_on_a_table_of_the_sizes_of_stable_diffusion(tmp_path: Path) -
     for order in plan.batch(0):
         latents = np.full((1, 51, 4, 64, 64), order.trajectory_ids[0], np.float16)
         steps = np.arange(981, -1, -20, dtype=np.int32)[None, :50]
-        table = rollout_table(
-            order, latents, steps, np.zeros((1, 50), np.float32), np.zeros((1, 512, 512, 3), np.uint8)
-        )
+        path: dict[str, np.ndarray] = {
+            "latents": latents,
+            "timesteps": steps,
+            "log_probs": np.zeros((1, 50), np.float32),
+        }
+        table = rollout_table(order, np.zeros((1, 512, 512, 3), np.uint8), path)
         file = store.write_arrow(order.order_id, table)
         score = pa.table(
             {"trajectory_id": order.trajectory_ids, "score": pa.array([order.trajectory_ids[0]], pa.float32())}
         )
-        work = Work(version=Version(0, "x"), table=file)
+        work = Work(version=Version(0, "x"), rollout=Rollout(file, file))
         back = store.read_arrow(file)
         live.append(with_tensors(scalar_rows(order, work, {"a": score}, Combination({"a": 1.0})), back))
     rows = stack(live)
@@ -188,11 +189,11 @@ def test_the_query_on_a_table_of_the_sizes_of_stable_diffusion(tmp_path: Path) -
         "roster",
         "e0001.00001",
         rows,
-        rows.slice(0, 0).drop_columns(["latents", "timesteps", "log_probs", "image"]),
+        rows.slice(0, 0).drop_columns(["latents", "timesteps", "log_probs"]),
     )
     assert tensors_of(rows)["latents"].shape == (4, 51, 4, 64, 64)
-    path = write_batch(tmp_path, taken, np.zeros(4, np.float32), 5.0)
-    assert roster_of(tmp_path / path) == "roster"
+    written = write_batch(tmp_path, taken, np.zeros(4, np.float32), 5.0)
+    assert roster_of(tmp_path / written) == "roster"
     answer = duckdb.execute(QUERY.format(run=tmp_path)).fetchall()
     assert sum(pictures for *_, pictures in answer) == 4
     assert {(p, m) for p, _, m, _ in answer} == {

@@ -42,7 +42,10 @@ STEPS = {
     "sampler": [("policy.rollout:rollout", ORDERS), ("buffer.schema:rollout_table", ORDERS)],
     "reward": [("rewards.base:score_order", ORDERS), ("workers.scorer:_table", ORDERS)],
     "buffer": [
-        ("buffer.store:Store.write_arrow", 2 * ORDERS),  # handed in, not on disk
+        (
+            "buffer.store:Store.write_arrow",
+            3 * ORDERS - 4,
+        ),  # handed in, not on disk: path (not of the 4 evaluating), pictures, scores
         ("buffer.journal:Journal.append", 3 * ORDERS),  # on disk, not journaled
         ("buffer.transitions:trained", BATCHES),
     ],

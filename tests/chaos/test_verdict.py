@@ -122,7 +122,7 @@ def remove_scores(run_dir: Path) -> None:
         (lambda run: edit_rows(run, lambda table: table.slice(1)), "trajectory 0, which size had scored, is lost"),
         (lambda run: edit_rows(run, set_first("size", 1.0)), "another score of size than before"),
         (remove_scores, "another score of size than before"),
-        (lambda run: again(run, "rolled_out", digest="another"), "that size had scored were lost"),
+        (lambda run: again(run, "rolled_out", images=["another", "another"]), "that size had scored were lost"),
         (lambda run: again(run, "rolled_out"), "was rolled_out 2 times"),
         (lambda run: again(run, "scored"), "was scored 2 times"),
         (lambda run: again(run, "claimed"), "claimed again after it was rolled out"),

@@ -70,7 +70,7 @@ def lost(run_dir: Path, config: Config, before: list[Record], history: list[Reco
     """What was scored before and is not as it was. An evaluation's orders count, too."""
     sizes = Sizes(config.buffer.batch_size, config.buffer.order_size, config.evaluation.count)
     kept = {row["trajectory_id"]: row for row in [*rows(run_dir), *rows(run_dir, "evaluation")]}
-    tables = {record["order"]: record["digest"] for record in history if record["kind"] == "rolled_out"}
+    tables = {record["order"]: record["images"][1] for record in history if record["kind"] == "rolled_out"}
     for record in before:
         if record["kind"] != "scored":
             continue

@@ -7,7 +7,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from actors.gauges import OF_ALL_REWARDS
-from buffer.schema import TENSORS
 from common.errors import UserError
 from conf.load import load
 from conf.names import COLUMNS, METRICS
@@ -31,7 +30,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def test_the_taken_names_are_the_columns_that_a_run_writes(files: list[Path], tmp_path: Path) -> None:
     written = {name for path in files for name in pq.read_schema(path).names}
-    assert (written - {REWARD}) | set(TENSORS) | {"score"} == COLUMNS
+    assert (written - {REWARD}) | {"latents", "timesteps", "log_probs", "image"} | {"score"} == COLUMNS
 
 
 def test_the_taken_names_are_the_metrics_of_all_rewards() -> None:

@@ -366,7 +366,7 @@ def test_a_damaged_tensor_file_is_rolled_out_again_with_the_same_result(
     with launched(*command, cwd=tmp_path, fault=IN_THE_FOURTH_BATCH) as run:
         run.wait_for_fault()
         run.kill()
-    victim = next((tmp_path / "runs" / "run" / "tensors").glob("b00003.01.e*.arrow"))
+    victim = next((tmp_path / "runs" / "run" / "tensors").glob("b00003.01.latents.e*.arrow"))
     victim.write_bytes(victim.read_bytes()[:100])
     done = launch(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -15,7 +15,7 @@ import numpy as np
 from buffer import transitions
 from buffer.orders import Sizes, Version
 from buffer.rules import Rules
-from buffer.state import File, State, Trained
+from buffer.state import File, Rollout, State, Trained
 from buffer.watching import learner_waits_for, reward_waits_for, sampler_waits_for
 
 ORDER_SIZE = 4
@@ -115,7 +115,7 @@ def simulate(
         reported[worker] = spent[worker]
         if doing == "rolling out":
             order_id, bound = job
-            do(transitions.add(rules, state, order_id, bound, File(order_id, order_id), now))
+            do(transitions.add(rules, state, order_id, bound, Rollout(File(order_id, order_id), None), now))
         elif doing == "scoring":
             reward = worker.rsplit("-", 1)[0].removeprefix("reward-")
             do(transitions.add_scores(rules, state, reward, job[0], job[1].digest, File("", reward + job[0]), now))

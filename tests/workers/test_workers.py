@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from buffer.schema import tensors_of
 from common.clock import Clock
 from rewards.base import NamedReward
-from tests.buffer_toy import buffer, roll_out, start
+from tests.buffer_toy import V0, buffer, roll_out, rolled_out, start
 from workers.scorer import NothingScored, Scorer
 
 Call = Callable[[np.ndarray, list[str]], np.ndarray]
@@ -74,5 +75,7 @@ def test_scores_are_handed_in_as_the_reward_gave_them(tmp_path: Path) -> None:
     assert [worker.step() for _ in range(5)] == [True] * 4 + [False]
     taken = b.take("learner-0.0")
     assert taken
-    images = taken.table["image"].combine_chunks().to_numpy_ndarray()
-    np.testing.assert_array_equal(taken.table["reward"].to_numpy(), brightness(images, []).astype(np.float32))
+    images = [tensors_of(rolled_out(b.plan.order(o), V0))["image"] for o in b.rules.sizes.batch_orders(0)]
+    rewards = brightness(np.concatenate(images), []).astype(np.float32)
+    np.testing.assert_array_equal(taken.table["reward"].to_numpy(), rewards)
+    assert list(tensors_of(taken.table)) == ["latents", "timesteps", "log_probs"]  # the learner reads no pictures
