@@ -29,6 +29,16 @@ from conf.texts import check_texts
 from prompts.sets import named_sets
 
 CONF = Path(__file__).resolve().parent
+HELP = """usage: python launch.py EXPERIMENT [KEY=VALUE ...]
+
+  python launch.py compressibility samplers.count=2 learner.lr=1e-4
+  python launch.py my_experiment.yaml run.name=second_try
+
+The same command on an existing run goes on with it; docs/configuration.md says what may change.
+While it runs: python launch.py --scale runs/NAME samplers.count=4 rewards.NAME.count=2
+The version: python launch.py --version
+
+experiments (conf/experiment), or the path of a YAML file:"""
 
 
 def load(argv: list[str]) -> Config:
@@ -196,18 +206,7 @@ def to_config(layer: dict[str, Any]) -> Config:
 
 def help_text() -> str:
     """What `python launch.py --help` prints: how to call it, experiments, settings and prompt sets."""
-    shipped = [f"  {name:<24}{meaning}" for name, meaning in experiments().items()]
-    sets = [f"  {name:<32}{meaning}" for name, meaning in named_sets().items()]
-    lines = ["usage: python launch.py EXPERIMENT [KEY=VALUE ...]"]
-    lines += ["", "  python launch.py compressibility samplers.count=2 learner.lr=1e-4"]
-    lines += ["  python launch.py my_experiment.yaml run.name=second_try"]
-    lines += [
-        "",
-        "The same command on an existing run goes on with it; docs/configuration.md says what may change.",
-        "Its version: python launch.py --version",
-        "While it runs: python launch.py --scale runs/NAME samplers.count=4 rewards.NAME.count=2",
-    ]
-    lines += ["", "experiments (conf/experiment), or the path of a YAML file:", *shipped]
+    lines = HELP.splitlines() + [f"  {name:<24}{meaning}" for name, meaning in experiments().items()]
     lines += ["", "settings, with their type, default and meaning:"]
     section = None
     for setting in settings():
@@ -216,8 +215,8 @@ def help_text() -> str:
             lines.append("")
         lines.append(f"  {setting.key} ({setting.type}) = {setting.default}")
         lines.append(f"      {setting.meaning}")
-    lines += ["", "prompt sets, for prompts.set:", *sets]
-    return "\n".join(lines)
+    lines += ["", "prompt sets, for prompts.set:"]
+    return "\n".join(lines + [f"  {name:<32}{meaning}" for name, meaning in named_sets().items()])
 
 
 def _is_experiment(word: str) -> bool:

@@ -94,23 +94,16 @@ def check_same(run_dir: Path, config: Config, prompts: list[str]) -> None:
 
 def changed_settings(saved: Config, new: Config) -> list[str]:
     """`key: old -> new` for every setting that differs and must not."""
-    old_rewards, new_rewards = saved.rewards, new.rewards
-    lost = [f"rewards.{n}: {old_rewards[n].path} -> absent" for n in old_rewards if n not in new_rewards]
-    added = [f"rewards.{n}: absent -> {new_rewards[n].path}" for n in new_rewards if n not in old_rewards]
-    shared = old_rewards.keys() & new_rewards.keys()
-    old_values, new_values = (
-        flatten(dataclasses.asdict(c) | {"rewards": {n: dataclasses.asdict(c.rewards[n]) for n in shared}})
-        for c in (saved, new)
+    old, now = (
+        flatten(
+            dataclasses.asdict(one)
+            | {"rewards": {n: dataclasses.asdict(r) if n in other.rewards else r.path for n, r in one.rewards.items()}}
+        )
+        for one, other in ((saved, new), (new, saved))
     )
-    absent = "absent"
+    pairs = {key: (old.get(key, "absent"), now.get(key, "absent")) for key in {**old, **now} if not may_change(key)}
     return [
-        *(
-            f"{shown(key, 60)}: {_shown(old_values.get(key, absent))} -> {_shown(new_values.get(key, absent))}"
-            for key in {**old_values, **new_values}
-            if not may_change(key) and by_name(old_values.get(key, absent)) != by_name(new_values.get(key, absent))
-        ),
-        *lost,
-        *added,
+        f"{shown(key, 60)}: {_shown(a)} -> {_shown(b)}" for key, (a, b) in pairs.items() if by_name(a) != by_name(b)
     ]
 
 
