@@ -30,7 +30,7 @@ def launches() -> list[tuple[str, list[str]]]:
     for page in PAGES:
         for match in LAUNCH.finditer(code(page)):
             words = [word for word in shlex.split(match[1]) if word not in ("[KEY=VALUE", "...]")]
-            if words and not words[0].startswith(("--", "runs/")):
+            if words and not words[0].startswith(("--", "runs/", "mine.yaml")):
                 found.append((page.name, ["compressibility" if words[0] == "EXPERIMENT" else words[0], *words[1:]]))
     return found
 
