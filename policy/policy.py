@@ -126,8 +126,9 @@ class Policy:
     ) -> Tensor:
         """The guided output of the network [n,C,H,W], in the dtype of the policy's arithmetic.
 
-        x: [n,C,H,W]; timesteps: [n], as the network is told them; both on the policy's device.
+        x: [n,C,H,W]; timesteps: [n], as the network is told them.
         """
+        x, timesteps = x.to(self.device, self.arithmetic), timesteps.to(self.device)
         output = self.family.predict(x, timesteps, conditioning).to(self.arithmetic)
         if self.guidance != 1 and self.family.unconditional is not None:
             # Two passes of n rows, not one of 2n: the numbers are then the same whichever half needs a gradient.
@@ -182,7 +183,8 @@ class Policy:
 
         source: how a sentence names it. Raises UserError if it cannot be read, or is not what this run could train on.
         """
-        layers = lora_file.read(path, _without_weights(self.family.network), source, self.family)
+        network = _without_weights(self.family.network, self.arithmetic)
+        layers = lora_file.read(path, network, source, self.family)
         lora.start_from(layers, self.family.network, self.lora_config, source)
 
     def save_lora(self, folder: Path) -> None:
@@ -201,8 +203,8 @@ class Policy:
             parameter.register_hook(lambda gradient: gradient / self._gradient_scale)
 
 
-def _without_weights(network: Any) -> Any:
+def _without_weights(network: Any, dtype: torch.dtype) -> Any:
     """The same layers, without LoRA, with any numbers in them: on the CPU."""
     with torch.device("meta"):
         bare = type(network).from_config(network.config)
-    return bare.to_empty(device="cpu")
+    return bare.to(dtype).to_empty(device="cpu")
