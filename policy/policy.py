@@ -125,8 +125,9 @@ class Policy:
     ) -> Tensor:
         """The guided output of the network [n,C,H,W], in the dtype of the policy's arithmetic.
 
-        x: [n,C,H,W]; timesteps: [n], as the network is told them; both on the policy's device.
+        x: [n,C,H,W]; timesteps: [n], as the network is told them.
         """
+        x, timesteps = x.to(self.device, self.arithmetic), timesteps.to(self.device)
         output = self.family.predict(x, timesteps, conditioning).to(self.arithmetic)
         if self.guidance != 1 and self.family.unconditional is not None:
             # Two passes of n rows, not one of 2n: the numbers are then the same whichever half needs a gradient.
@@ -181,7 +182,8 @@ class Policy:
 
         source: how a sentence names it. Raises UserError if it cannot be read, or is not what this run could train on.
         """
-        layers = lora_file.read(path, self.family.without_weights(self.model), source, self.family)
+        network = self.family.without_weights(self.model).to(self.arithmetic)
+        layers = lora_file.read(path, network, source, self.family)
         lora.start_from(layers, self.family.network, self.model.lora, source)
 
     def save_lora(self, folder: Path) -> None:

@@ -19,34 +19,36 @@ class PromptCache:
 
     def fill(self, prompts: Sequence[str]) -> None:
         """Encodes as many of `prompts` as there is room for, in their order."""
-        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._kept]
-        if not missing:
-            return
-        for prompt, conditioning in self._encoded(missing):
+        for prompt, conditioning in self._encoded(prompts):
             if self.bytes + _bytes(conditioning) > self.limit:
                 return
             self._keep(prompt, conditioning)
 
     def __call__(self, prompts: Sequence[str]) -> list[Conditioning]:
         """On the CPU, one a prompt."""
-        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._kept]
-        found = {prompt: self._kept.pop(prompt) for prompt in dict.fromkeys(prompts) if prompt in self._kept}
-        self.bytes -= sum(map(_bytes, found.values()))
-        if missing:
-            found |= self._encoded(missing)
-        for prompt, conditioning in found.items():
-            self._keep(prompt, conditioning)
+        found = dict(self._encoded(prompts))
+        for prompt in dict.fromkeys(prompts):
+            if prompt in self._kept:
+                found[prompt] = self._forget(prompt)
+            self._keep(prompt, found[prompt])
         while self.bytes > self.limit and self._kept:
-            self.bytes -= _bytes(self._kept.pop(next(iter(self._kept))))
+            self._forget(next(iter(self._kept)))
         return [found[prompt] for prompt in prompts]
 
     def _encoded(self, prompts: Sequence[str]) -> Iterator[tuple[str, Conditioning]]:
-        for prompt, conditioning in zip(prompts, self.encode(prompts), strict=True):
+        """Of those that are not there."""
+        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._kept]
+        for prompt, conditioning in zip(missing, self.encode(missing) if missing else (), strict=True):
             yield prompt, tuple(part.cpu() for part in conditioning)
 
     def _keep(self, prompt: str, conditioning: Conditioning) -> None:
         self._kept[prompt] = conditioning
         self.bytes += _bytes(conditioning)
+
+    def _forget(self, prompt: str) -> Conditioning:
+        conditioning = self._kept.pop(prompt)
+        self.bytes -= _bytes(conditioning)
+        return conditioning
 
 
 def _bytes(conditioning: Conditioning) -> int:

@@ -62,25 +62,30 @@ def check_model(model: ModelConfig) -> None:
     says what its folder has to hold.
     """
     check_lora_is_there(model.lora)
-    if model.family is not None:
-        FAMILIES.locate(f"model.family={model.family}", model.family)
-        return
-    name = class_name(model)
-    if name not in BUILT_IN:
-        raise UserError(
-            f"model.path={model.path} is a {name}, but the families here are {', '.join(BUILT_IN)}; choose such a "
-            "model, or give a family of your own as model.family=module:Class."
-        )
-    if (path := Path(model.path)).is_dir():
+    name = _family_name(model)
+    FAMILIES.locate(f"model.family={name}", name)
+    if name in BUILT_IN and (path := Path(model.path)).is_dir():
         for part, stem in BUILT_IN[name].weight_files.items():
             _check_weights(path / part, stem, model)
 
 
 def family_of(model: ModelConfig) -> "type[Family]":
     """The class that knows the model. It imports torch and diffusers."""
-    path = model.family or class_name(model)
-    found: type[Family] = FAMILIES.find(f"model.family={path}", path)
+    name = _family_name(model)
+    found: type[Family] = FAMILIES.find(f"model.family={name}", name)
     return found
+
+
+def _family_name(model: ModelConfig) -> str:
+    if model.family is not None:
+        return model.family
+    name = class_name(model)
+    if name not in BUILT_IN:
+        raise UserError(
+            f"model.path={model.path} is a {name}, but the families here are {', '.join(BUILT_IN)}; choose such a "
+            "model, or give a family of your own as model.family=module:Class."
+        )
+    return name
 
 
 def class_name(model: ModelConfig) -> str:

@@ -36,6 +36,9 @@ class TrainablePolicy(Protocol):
         conditioning: tuple[Tensor, ...],
         guidance_gradient: str = "full",
     ) -> Tensor: ...
+    def predict(
+        self, x: Tensor, timesteps: Tensor, conditioning: tuple[Tensor, ...], guidance_gradient: str = "full"
+    ) -> Tensor: ...
     def base(self) -> Any: ...
     def lora_parameters(self) -> dict[str, nn.Parameter]: ...
 
@@ -77,9 +80,7 @@ class StepResult:
 class Objective(ABC):
     """A loss over pairs. Everything drawn at random follows from (seed, batch number), by `generator`."""
 
-    needs: ClassVar[Needs] = (
-        "steps"  # what samplers store of a trajectory: all latents and log-probs, or the last latent
-    )
+    needs: ClassVar[Needs] = "steps"  # what is stored of a trajectory: all latents and log-probs, or the last latent
     takes_stale_data: ClassVar[bool] = True  # data of earlier versions, and a second optimizer step on the same batch
     measures: ClassVar[tuple[str, ...]] = ()  # beside the loss, of each pair
 

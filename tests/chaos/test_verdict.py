@@ -35,7 +35,7 @@ def save_weights(run_dir: Path, value: float) -> None:
     point = run_dir / newest_recovery_point(RunFolder(run_dir).history)
     for name in WEIGHTS:
         save_file({"weight": torch.tensor([1.0, value])}, point / name)
-    (point / "state.json").write_text(json.dumps({"tracker": {}, "counters": {}, "metrics": {}, "files": value}))
+    (point / "state.json").write_text(json.dumps({"advantage": {}, "counters": {}, "metrics": {}, "files": value}))
     (run_dir / "lora").mkdir(exist_ok=True)
     shutil.copyfile(point / WEIGHTS[0], run_dir / "lora" / WEIGHTS[0])
 

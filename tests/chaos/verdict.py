@@ -4,7 +4,7 @@
     twice      one was rolled out, scored, or trained again
     too old    one was trained at an age above buffer.max_staleness, or on weights that are not the run's
     not finite a weight, moment, reward or advantage is not a number
-    different  at max_staleness 0: weights, optimizer, tracker or rows are not those of a run that nobody disturbed
+    different  at max_staleness 0: weights, optimizer, advantages or rows are not those of a run that nobody disturbed
 
 It reads files and starts nothing, and knows the buffer's rules by what they promise, not by how they are kept.
 """
@@ -117,7 +117,7 @@ def different(run_dir: Path, undisturbed: Path) -> list[str]:
         if ours.keys() != others.keys() or not all(torch.equal(ours[key], others[key]) for key in ours):
             found.append(f"{name} is not that of the undisturbed run")
     states = [json.loads((point / "state.json").read_text().splitlines()[0]) for point in points]
-    for part in ("tracker", "counters", "metrics"):
+    for part in ("advantage", "counters", "metrics"):
         if states[0][part] != states[1][part]:
             found.append(f"the {part} in state.json are not those of the undisturbed run")
     ours_rows, other_rows = (

@@ -53,14 +53,14 @@ def trajectories(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def state(point: Path) -> dict[str, Any]:
-    """Version, tracker, counters, settings and metrics, but for the digests of files: safetensors writes the keys of
+    """Version, advantages, counters, settings and metrics, but for the digests of files: safetensors writes the keys of
     its header in another order every time."""
     body: dict[str, Any] = json.loads((point / "state.json").read_text().splitlines()[0])
     return {key: value for key, value in body.items() if key != "files"}
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    """Bit for bit: LoRA, optimizer, per-prompt tracker and all rows of trajectories."""
+    """Bit for bit: LoRA, optimizer, remembered rewards and all rows of trajectories."""
     first, second = newest_recovery_point(one), newest_recovery_point(other)
     assert first.name.split(".")[0] == second.name.split(".")[0]
     for file in ("pytorch_lora_weights.safetensors", "optimizer.safetensors"):

@@ -47,6 +47,11 @@ class GaussianToy:
         mean, std = self.gaussian(latents, step_index, conditioning, guidance_gradient)
         return torch.distributions.Normal(mean, std).log_prob(next_latents).mean(dim=(1, 2, 3))
 
+    def predict(
+        self, x: Tensor, timesteps: Tensor, conditioning: tuple[Tensor, ...], guidance_gradient: str = "full"
+    ) -> Tensor:
+        return self.theta.expand(len(x), *SHAPE)
+
     @contextmanager
     def base(self) -> Iterator[None]:
         self.at_base = True
