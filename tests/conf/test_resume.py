@@ -1,5 +1,6 @@
 """What a run folder refuses to go on with, and that one driver at a time holds it."""
 
+import copy
 import dataclasses
 import os
 import signal
@@ -94,9 +95,11 @@ def test_what_may_not_change_is_shown(run_dir: Path, words: list[str], says: str
 
 def test_every_setting_is_compared_unless_it_is_listed(run_dir: Path) -> None:
     """Changes one leaf after the other: no setting is overlooked by the comparison."""
+    base = load(BASE)
+    before = flatten(dataclasses.asdict(base))
     for setting in settings():
         key = setting.key.replace("<name>", "dark")
-        config = load(BASE)
+        config = copy.deepcopy(base)
         *parents, last = key.split(".")
         holder: object = config
         for parent in parents:
@@ -104,7 +107,7 @@ def test_every_setting_is_compared_unless_it_is_listed(run_dir: Path) -> None:
         setattr(holder, last, {"other": 1} if last == "args" else "something else")
         if last == "batches":
             config.run.batches = 99
-        assert flatten(dataclasses.asdict(config)) != flatten(dataclasses.asdict(load(BASE)))
+        assert flatten(dataclasses.asdict(config)) != before
         if setting.may_change:
             check_resume(run_dir, config, ["a cat", "a dog"])
         else:
