@@ -1,5 +1,6 @@
 # make train     install, then finetune the embedded model (ARGS="key=value ..." changes settings)
 # make test      install, then lint, types and tests
+# make quick     install, then lint, types and the tests that need neither Ray nor a whole run, up to the first failure
 # make test-slow install, then the slower tests: protocol and mirror at every fault, advice against runs, more real runs
 # make test-watching  install, then a run watched by a real Prometheus: every panel of the Grafana dashboard has data
 # make test-cluster  install, then a run across three hosts that it makes on this machine, and that die (root, 9 minutes)
@@ -16,17 +17,25 @@ OTHER := build/other-diffusers
 # Named by the lock's content, so that an unchanged lock costs nothing and a changed one installs again.
 STAMP := $(VENV)/installed-$(shell cksum < requirements.lock | cut -d' ' -f1)
 
-.PHONY: train test test-slow test-watching test-cluster test-chaos test-other-diffusers install help
+APART := slow or watching or cluster or other_diffusers  # as in pyproject.toml
+TWO := -n 2 --dist loadfile --no-loadscope-reorder --durations=10
+
+.PHONY: train test quick lint test-slow test-watching test-cluster test-chaos test-other-diffusers install help
 .DEFAULT_GOAL := help
 
 train: install
 	$(VENV)/bin/python launch.py $(EXPERIMENT) $(ARGS)
 
-test: install
+test: lint
+	$(VENV)/bin/pytest $(TWO)
+
+quick: lint
+	$(VENV)/bin/pytest $(TWO) -x -m "not (ray or runs or long or $(APART))"
+
+lint: install
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy .
-	$(VENV)/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 
 test-slow: install
 	$(VENV)/bin/pytest -m slow -s

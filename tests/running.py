@@ -18,17 +18,18 @@ ROOT = Path(__file__).resolve().parent.parent
 FAULTS = Path(__file__).resolve().parent / "faults"
 TIMEOUT_S = 1800.0  # of anything that is waited for: a machine ten times slower than ours gets there
 
-# A run of a few seconds: 8 trajectories a batch in 4 orders. Actors ask for little, so that all fit on two cores.
+# A run of a few seconds: 8 trajectories a batch in 4 orders, which are rolled out in twos and learned in sixteens.
+# Actors ask for little, so that all fit on two cores.
 SMALL = [
     "prompts.list=[a cat,two dogs,a horse on the beach]",
-    "sampling.steps=4",
+    "sampling.steps=3",
     "sampling.guidance=3",
     "buffer.batch_size=8",
     "buffer.order_size=2",
     "evaluation.count=4",
     "evaluation.grid=4",
     "learner.lr=1e-3",
-    "learner.microbatch=5",
+    "learner.microbatch=16",
     "learner.tracker_min_count=2",
     "samplers.num_cpus=0.2",
     "learner.num_cpus=0.2",
@@ -36,6 +37,27 @@ SMALL = [
     "samplers.threads=1",
     "learner.threads=1",
 ]
+
+
+def small(model: Path, name: str, *more: str) -> list[str]:
+    """The words of a run of that size, of compressibility on `model`."""
+    return ["compressibility", *SMALL, f"model.path={model}", f"run.name={name}", *more]
+
+
+USER_REWARD = """
+import numpy as np
+
+class Reward:
+    name = "mine"
+    def __call__(self, images, prompts):
+        {body}
+"""
+
+
+def user_reward(folder: Path, body: str) -> list[str]:
+    """Writes a module with that reward into `folder`; the words by which a run is trained on it."""
+    (folder / "my_rewards.py").write_text(USER_REWARD.format(body=body))
+    return ["rewards.mine.path=my_rewards:Reward", "rewards.mine.num_cpus=0.2", "rewards.compressibility.weight=0"]
 
 
 @dataclass
@@ -132,19 +154,6 @@ def launch(
     with launched(*arguments, cwd=cwd, delays=delays, sick=sick, stillborn=stillborn) as run:
         output, errors = run.process.communicate(timeout=TIMEOUT_S)
         return subprocess.CompletedProcess(run.process.args, run.process.returncode, output, errors)
-
-
-def run_local(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """The same run without Ray, by workers/local.py: for what has nothing to do with actors, in a third of the time."""
-    return subprocess.run(
-        [sys.executable, "-m", "workers.local", *arguments],
-        cwd=cwd,
-        env=dict(os.environ, PYTHONPATH=str(ROOT)),
-        encoding="utf-8",
-        capture_output=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
 
 
 def wait_for(what: str, look: Callable[[], T | None], run: Launched | None = None) -> T:

@@ -102,7 +102,8 @@ class StableDiffusion:
 
     def predict(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         (embeds,) = conditioning
-        output: Tensor = self.network(latents.to(self.network.dtype), timesteps, embeds, return_dict=False)[0]
+        # The embeddings' dtype is the network's, which diffusers would look for among all modules.
+        output: Tensor = self.network(latents.to(embeds.dtype), timesteps, embeds, return_dict=False)[0]
         return output
 
     @torch.no_grad()

@@ -3,69 +3,47 @@
 from pathlib import Path
 
 import pyarrow.parquet as pq
-import pytest
 from safetensors.torch import load_file, save_file
 
 from buffer.orders import Plan
-from tests.launch.test_main_job import assert_same_run, small, trajectories, user_reward
-from tests.pipelines import tiny_pipeline
-from tests.running import launch, launched
+from buffer.run_folder import RunFolder
+from tests.run_files import assert_same_run, trajectories
+from tests.running import launch, small, user_reward
+from tests.running_local import kill_local, run_local
 
 BATCHES = 2
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_pipeline(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def undisturbed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    work = tmp_path_factory.mktemp("undisturbed")
-    done = launch(*command(model), cwd=work)
-    assert done.returncode == 0, done.stderr
-    return work / "runs" / "run"
 
 
 def command(model: Path, *settings: str) -> list[str]:
     return small(model, "run", f"run.batches={BATCHES}", f"evaluation.every={BATCHES}", *settings)
 
 
+def as_undisturbed(model: Path, *settings: str) -> list[str]:
+    return small(model, "run", "run.batches=4", *settings)
+
+
 def the_sentence(errors: str) -> str:
     """What a run ended with: one line, and no traceback."""
     (line,) = errors.strip().splitlines()
-    assert line.startswith("launch.py: ") and len(line) <= 520, line
+    assert line.startswith(("launch.py: ", "workers.local: ")) and len(line) <= 520, line
     return line
-
-
-SICK = "policy.rollout:rollout:sampler-0"
 
 
 def test_a_sampler_on_a_sick_device_costs_no_picture_while_another_works(
     model: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
-    done = launch(*command(model, "samplers.count=2"), cwd=tmp_path, sick=SICK)
+    done = launch(*as_undisturbed(model, "samplers.count=2"), cwd=tmp_path, sick="policy.rollout:rollout:sampler-0")
     assert done.returncode == 0, done.stderr
     assert "sampler-0.0 died (AcceleratorError: CUDA error" in done.stdout
-    assert_same_run(undisturbed, tmp_path / "runs" / "run")
-
-
-def test_the_only_sampler_on_a_sick_device_ends_the_run_which_goes_on_elsewhere(
-    model: Path, undisturbed: Path, tmp_path: Path
-) -> None:
-    done = launch(*command(model), cwd=tmp_path, sick=SICK)
-    assert done.returncode == 2, done.stdout
-    assert "sampler-0 failed 5 times in a row" in the_sentence(done.stderr) and "CUDA error" in done.stderr
-    done = launch(*command(model), cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
     assert_same_run(undisturbed, tmp_path / "runs" / "run")
 
 
 COLUMN_BY_ACTOR = """
         from rewards.base import Scores
         import ray, pathlib
-        second = ray.get_runtime_context().get_actor_name().startswith("reward-mine-1")
-        kind = "text" if second and not pathlib.Path("mended").exists() else 1
+        broken = not pathlib.Path("mended").exists()
+        second = broken and ray.get_runtime_context().get_actor_name().startswith("reward-mine-1")
+        kind = "text" if second else 1
         return Scores(np.zeros(len(images), np.float32), {"kind": [kind] * len(images)})
 """
 
@@ -79,7 +57,7 @@ def test_a_reward_that_answers_in_other_types_ends_the_run_which_goes_on_when_it
     assert done.returncode == 2, done.stdout
     assert "Reward mine" in the_sentence(done.stderr) and "'kind'" in done.stderr
     (tmp_path / "mended").touch()
-    done = launch(*words, cwd=tmp_path)
+    done = run_local(*words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = trajectories(tmp_path / "runs" / "run")
     assert len(rows) == BATCHES * 8 and all(row["set_aside"] is None for row in rows)
@@ -90,7 +68,7 @@ def test_a_buffer_whose_disk_hangs_for_two_minutes_costs_only_the_time(
 ) -> None:
     """Nobody is late by it, though all time-outs are shorter."""
     patience = ["rewards.compressibility.timeout_s=60", "buffer.claim_timeout_s=60", "learner.timeout_s=60"]
-    done = launch(*command(model, *patience), cwd=tmp_path, delays="buffer.journal:os.fsync:120:60")
+    done = launch(*as_undisturbed(model, *patience), cwd=tmp_path, delays="buffer.journal:os.fsync:120:60")
     assert done.returncode == 0, done.stderr
     assert "the buffer does not answer" in done.stdout and "the buffer answers again" in done.stdout
     assert "died" not in done.stdout
@@ -123,7 +101,7 @@ def with_broken_evaluation(folder: Path, evaluated: int, broken: int) -> list[st
 
 def test_an_evaluation_with_a_broken_picture_stops_nothing(model: Path, tmp_path: Path) -> None:
     """It always fails, and max_failed_share allows none."""
-    done = launch(*command(model, *with_broken_evaluation(tmp_path, 40, 1)), cwd=tmp_path)
+    done = run_local(*command(model, *with_broken_evaluation(tmp_path, 40, 1)), cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     run_dir = tmp_path / "runs" / "run"
     files = list((run_dir / "evaluation").glob("*.parquet"))
@@ -138,27 +116,24 @@ def test_an_evaluation_with_a_broken_picture_stops_nothing(model: Path, tmp_path
 def test_an_evaluation_whose_weights_are_lost_is_missed_and_the_run_goes_on(model: Path, tmp_path: Path) -> None:
     """That of version 0 comes to nothing at first, so it is still open; then its recovery point's weights change."""
     words, run_dir = command(model, *with_broken_evaluation(tmp_path, 4, 4)), tmp_path / "runs" / "run"
-    with launched(*words, cwd=tmp_path, fault="learner.update:Updater._optimizer_step:3") as run:
-        run.wait_for_fault()
-        run.kill()
+    kill_local(*words, cwd=tmp_path, at="learner.update:Updater._optimizer_step:3")
     (weights,) = run_dir.glob("checkpoints/v00000.*/pytorch_lora_weights.safetensors")
     tensors = load_file(weights)
     save_file({name: tensor + 1 for name, tensor in tensors.items()}, weights)
-    done = launch(*words, cwd=tmp_path)
+    done = run_local(*words, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "The evaluation of version 0 was missed" in done.stdout and "holds other weights" in done.stdout
+    (missed,) = [record for record in RunFolder(run_dir).history if record["kind"] == "missed"]
+    assert missed["version"] == 0 and "holds other weights" in missed["why"]
     assert len(trajectories(run_dir)) == BATCHES * 8
 
 
 def test_weights_that_are_not_those_of_their_version_are_handed_to_nobody(model: Path, tmp_path: Path) -> None:
     words, run_dir = command(model), tmp_path / "runs" / "run"
-    with launched(*words, cwd=tmp_path, fault="learner.update:Updater._optimizer_step:3") as run:
-        run.wait_for_fault()
-        run.kill()
+    kill_local(*words, cwd=tmp_path, at="learner.update:Updater._optimizer_step:3")
     weights = max(run_dir.glob("checkpoints/v00001.*/pytorch_lora_weights.safetensors"))
     tensors = load_file(weights)
     save_file({name: tensor + 1 for name, tensor in tensors.items()}, weights)
-    done = launch(*words, cwd=tmp_path)
+    done = run_local(*words, cwd=tmp_path)
     assert done.returncode == 2, done.stdout
     assert weights.parent.name in the_sentence(done.stderr)
 
@@ -170,13 +145,15 @@ def test_a_worker_that_cannot_start_ends_the_run_with_rays_reason(model: Path, t
     assert not (tmp_path / "runs" / "run").exists()
 
 
-def test_modules_of_other_names_beside_the_user_take_nobodys_place(model: Path, tmp_path: Path) -> None:
-    """The folder where he stands comes last: files with the names of Python's modules, of libraries and of ours."""
+def test_a_reward_from_the_users_own_file_trains_whatever_lies_beside_it(model: Path, tmp_path: Path) -> None:
+    """The folder where he stands comes last: files with the names of Python's modules, of libraries and of ours take
+    nobody's place."""
     for name in ("types", "random", "queue", "uuid", "numpy", "torch", "PIL", "rewards", "conf", "buffer", "policy"):
         (tmp_path / f"{name}.py").write_text("raise ImportError('this is not the module you look for')")
     mine = user_reward(tmp_path, "return images.mean(axis=(1, 2, 3)).astype(np.float32)")
     done = launch(*command(model, *mine), cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert all(row["reward"] == row["mine"] > 0 for row in trajectories(tmp_path / "runs" / "run"))
 
 
 def test_a_module_that_takes_the_actors_place_is_told(model: Path, tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ import pytest
 
 from buffer.journal import ALL_EPOCHS, read_counted
 from buffer.run_folder import RunFolder
-from tests.pipelines import tiny_pipeline
-from tests.running import SMALL, TIMEOUT_S, launch, launched, run_local, wait_for
+from tests.running import TIMEOUT_S, launch, launched, small, wait_for
+from tests.running_local import run_local
 
 # A reward that judges by the picture's own bytes, so that the same pictures fail whoever scores them. The trial before
 # the first rollout, which begins with a ramp from 0 to 255, always goes well.
@@ -45,15 +45,10 @@ def has_scored(orders: int, journal: Path) -> bool:
     return sum(record["kind"] == "scored" and record["reward"] == "mine" for record in records) >= orders
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_pipeline(tmp_path_factory.mktemp("models") / "tiny")
-
-
 def command(model: Path, folder: Path, body: str, *more: str) -> list[str]:
     (folder / "my_rewards.py").write_text(REWARD.format(body=body))
     reward = ["rewards.mine.path=my_rewards:Reward", "rewards.mine.num_cpus=0.2", "rewards.compressibility.weight=0"]
-    return ["compressibility", *SMALL, f"model.path={model}", "run.name=run", *reward, *more]
+    return small(model, "run", *reward, *more)
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -67,13 +62,12 @@ def test_one_picture_in_ten_that_fails_is_set_aside_with_the_reason(model: Path,
         if 0 in unlucky: raise RuntimeError('no face found')
         scores[[kind == 1 for kind in unlucky]] = np.nan
         if unlucky[0] == 2: scores = scores[:-1]"""
-    batches = 30  # of 8: some two dozen failures, on any machine, whatever its last bits
-    done = run_local(
-        *command(model, tmp_path, body, f"run.batches={batches}", "buffer.max_failed_share=0.9"), cwd=tmp_path
-    )
+    sizes = ["run.batches=10", "buffer.batch_size=24", "buffer.order_size=8", "learner.microbatch=36"]
+    done = run_local(*command(model, tmp_path, body, *sizes, "buffer.max_failed_share=0.9"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = rows(tmp_path)
-    assert sorted(row["trajectory_id"] for row in found) == list(range(batches * 8))
+    assert sorted(row["trajectory_id"] for row in found) == list(range(240))
+    # Some two dozen, on any machine, whatever its last bits.
     aside = [row["set_aside"] for row in found if row["set_aside"]]
     assert 0 < len(aside) < len(found) / 4
     for reason in (
@@ -112,6 +106,22 @@ def test_a_reward_on_a_sick_device_gives_way_to_another_and_no_picture_is_set_as
     done = launch(*command(model, tmp_path, body, "run.batches=1"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "reward-mine-0.0 died (RuntimeError: CUDA error" in done.stdout
+    found = rows(tmp_path)
+    assert len(found) == 8 and not any(row["set_aside"] for row in found)
+
+
+def test_a_pool_on_a_sick_device_ends_the_run_which_goes_on_elsewhere(model: Path, tmp_path: Path) -> None:
+    body = """
+        if not Path('elsewhere').exists():
+            raise RuntimeError('CUDA error: device-side assert triggered')"""
+    words = command(model, tmp_path, body, "run.batches=1")
+    done = launch(*words, cwd=tmp_path)
+    assert done.returncode == 2, done.stdout
+    (sentence,) = done.stderr.strip().splitlines()
+    assert "reward-mine-0 failed 5 times in a row" in sentence and "CUDA error" in sentence
+    (tmp_path / "elsewhere").touch()
+    done = run_local(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     found = rows(tmp_path)
     assert len(found) == 8 and not any(row["set_aside"] for row in found)
 

@@ -86,9 +86,10 @@ def _refuse_circles(nodes: int, edges_from: array, edges_to: array) -> None:
 @pytest.mark.parametrize(
     ("batches", "faults", "kinds", "k"),
     [
-        (3, 1, EVERYTHING, 1),
-        (2, 2, frozenset({"worker", "learner", "damage"}), 1),
-        (2, 2, frozenset({"buffer", "learner"}), 1),
+        pytest.param(3, 1, EVERYTHING, 1, marks=pytest.mark.long),
+        pytest.param(2, 2, frozenset({"worker", "learner", "damage"}), 1, marks=pytest.mark.long),
+        pytest.param(2, 2, frozenset({"buffer", "learner"}), 1, marks=pytest.mark.long),
+        (2, 1, EVERYTHING, 1),
         (2, 1, EVERYTHING, 0),
         (3, 0, EVERYTHING, 2),
         pytest.param(3, 2, frozenset({"worker", "learner"}), 1, marks=pytest.mark.slow),

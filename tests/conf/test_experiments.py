@@ -13,7 +13,8 @@ from conf.validate import validate
 from tests import vlm_models
 from tests.clip_models import aesthetic_state, tiny_clip
 from tests.pipelines import sd15_layout
-from tests.running import ROOT, SMALL, launch
+from tests.running import ROOT, SMALL
+from tests.running_local import run_local
 
 PAIRS = ("compressibility", "incompressibility", "aesthetic", "alignment", "counting")
 SIZES = [setting for setting in SMALL if not setting.startswith(("prompts.", "rewards."))]
@@ -57,7 +58,7 @@ def test_the_variant_for_stable_diffusion_runs_with_small_models_in_its_place(
         "counting": [f"rewards.vqa.args.model={models}/llava"],
     }[name]
     settings = [f"model.path={models}/sd15", f"run.dir={tmp_path}", "run.batches=1", *SIZES, *paths]
-    done = launch(f"sd15_{name}", *settings, cwd=ROOT)
+    done = run_local(f"sd15_{name}", *settings, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     (file,) = (tmp_path / f"sd15_{name}" / "trajectories").glob("*.parquet")
     rewards = pq.read_table(file)["reward"].to_numpy()

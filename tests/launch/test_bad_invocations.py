@@ -7,12 +7,11 @@ from subprocess import CompletedProcess
 
 import pytest
 
-import launch
 from conf.resume import RunLock
 from tests.conf.test_invocations import BAD
 from tests.pipelines import edit_json, tiny_pipeline
-from tests.running import SMALL, launched, run_local
-from tests.running import launch as run_launch
+from tests.running import SMALL, launch
+from tests.running_local import launch_here, run_local
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +19,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working directory with a model, and a run `done` of two batches."""
     folder = tmp_path_factory.mktemp("place")
     tiny_pipeline(folder / "tiny")
-    done = run_launch(*command("run.name=done", "run.batches=2"), cwd=folder)
+    done = run_local(*command("run.name=done", "run.batches=2"), cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -42,16 +41,13 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and not path.name.endswith(".lock")}
 
 
-def assert_refused(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert launch.main(arguments) == 2
-    printed = capsys.readouterr()
-    assert says in printed.err
-    assert len(printed.err.strip().splitlines()) == 1 and "Traceback" not in printed.err, printed.err
+def assert_refused(arguments: list[str], says: str) -> None:
+    assert_one_sentence(launch_here(*arguments, cwd=Path()), says)
 
 
 @pytest.mark.parametrize(("words", "says"), BAD, ids=[" ".join(words)[:60] for words, _ in BAD])
-def test_settings(words: list[str], says: str, inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert_refused(words, says, capsys)
+def test_settings(words: list[str], says: str, inside: Path) -> None:
+    assert_refused(words, says)
 
 
 @pytest.mark.parametrize(
@@ -75,9 +71,9 @@ def test_settings(words: list[str], says: str, inside: Path, capsys: pytest.Capt
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_files_and_runs(more: list[str], says: str, inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_and_runs(more: list[str], says: str, inside: Path) -> None:
     (inside / "empty.txt").touch()
-    assert_refused(command(*more), says, capsys)
+    assert_refused(command(*more), says)
 
 
 @pytest.mark.parametrize(
@@ -89,52 +85,57 @@ def test_files_and_runs(more: list[str], says: str, inside: Path, capsys: pytest
         ({"prediction_type": "sample"}, "prediction_type"),
     ],
 )
-def test_schedules_without_a_policy(
-    changes: dict[str, object], says: str, inside: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_schedules_without_a_policy(changes: dict[str, object], says: str, inside: Path, tmp_path: Path) -> None:
     spoilt = tmp_path / "spoilt"
     shutil.copytree(inside / "tiny", spoilt)
     edit_json(spoilt / "scheduler" / "scheduler_config.json", **changes)
-    assert_refused([*command(), f"model.path={spoilt}"], says, capsys)
+    assert_refused([*command(), f"model.path={spoilt}"], says)
 
 
-def test_a_run_that_another_driver_holds(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_another_driver_holds(inside: Path) -> None:
     with RunLock(Path("runs/done")):
-        assert_refused(command("run.name=done", "run.batches=4"), "in use by another driver", capsys)
+        assert_refused(command("run.name=done", "run.batches=4"), "in use by another driver")
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["ray.address=127.0.0.1:1"], "ray.address=127.0.0.1:1"),
+        (["ray.address=ray://127.0.0.1:10001"], "on a host of the cluster"),
+        (["model.lora.targets=[to_nothing]"], "to_nothing"),
+        (["rewards.mine.path=nosuch:Reward"], "there is no module nosuch"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_is_seen_before_ray_starts(more: list[str], says: str, inside: Path, tmp_path: Path) -> None:
+    assert_refused(command("run.name=new", f"run.dir={tmp_path}", *more), says)
 
 
 @pytest.mark.parametrize(
     ("more", "says"),
     [
         (["samplers.num_cpus=64"], "64"),
-        (["ray.address=127.0.0.1:1"], "ray.address=127.0.0.1:1"),
-        (["ray.address=ray://127.0.0.1:10001"], "on a host of the cluster"),
-        (["model.lora.targets=[to_nothing]"], "to_nothing"),
-        (["rewards.mine.path=nosuch:Reward"], "there is no module nosuch"),
         (["rewards.compressibility.args={quality: 3}"], "rewards.compressibility.args"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_what_only_the_cluster_shows(more: list[str], says: str, inside: Path, tmp_path: Path) -> None:
-    refused = run_launch(*command("run.name=new", f"run.dir={tmp_path}", *more), cwd=inside)
-    assert_one_sentence(refused.returncode, refused.stdout, refused.stderr, says)
+    assert_one_sentence(launch(*command("run.name=new", f"run.dir={tmp_path}", *more), cwd=inside), says)
 
 
 def test_a_corrected_command_runs_where_nothing_was_made_yet(inside: Path, tmp_path: Path) -> None:
     here = ["run.name=new", f"run.dir={tmp_path}", "run.batches=1"]
-    refused = run_launch(*command(*here, "run.seed=1", "model.lora.targets=[to_nothing]"), cwd=inside)
-    assert_one_sentence(refused.returncode, refused.stdout, refused.stderr, "to_nothing")
-    for _ in range(2):
-        done = run_launch(*command(*here), cwd=inside)
+    assert_refused(command(*here, "run.seed=1", "model.lora.targets=[to_nothing]"), "to_nothing")
+    for start in (run_local, launch_here):
+        done = start(*command(*here), cwd=inside)
         assert done.returncode == 0, done.stderr
-    refused = run_launch(*command(*here, "run.seed=1"), cwd=inside)
-    assert_one_sentence(refused.returncode, refused.stdout, refused.stderr, "run.seed: 0 -> 1")
+    assert_refused(command(*here, "run.seed=1"), "run.seed: 0 -> 1")
 
 
 @pytest.mark.parametrize(
     ("file", "start"),
     [
-        ("pytorch_lora_weights.safetensors", run_launch),
+        ("pytorch_lora_weights.safetensors", launch),
         ("optimizer.safetensors", run_local),
         ("state.json", run_local),
     ],
@@ -145,21 +146,11 @@ def test_a_corrupt_recovery_point(
     shutil.copytree(inside / "runs" / "done", tmp_path / "done")
     victim = max((tmp_path / "done" / "checkpoints").glob("v00002*")) / file
     victim.write_bytes(victim.read_bytes()[:-20])
-    refused = start(*command("run.name=done", f"run.dir={tmp_path}", "run.batches=4"), cwd=inside)
-    assert_one_sentence(refused.returncode, refused.stdout, refused.stderr, file)
+    assert_one_sentence(start(*command("run.name=done", f"run.dir={tmp_path}", "run.batches=4"), cwd=inside), file)
 
 
-def test_a_second_driver_on_a_run_under_way(inside: Path, tmp_path: Path) -> None:
-    arguments = command("run.name=busy", f"run.dir={tmp_path}", "run.batches=5000")
-    with launched(*arguments, cwd=inside) as first:
-        first.wait_for_line("batch 1/")
-        second = run_launch(*arguments, cwd=inside)
-        assert_one_sentence(second.returncode, second.stdout, second.stderr, "in use by another driver")
-        assert str(first.process.pid) in second.stderr
-        assert first.process.poll() is None
-
-
-def assert_one_sentence(code: int, output: str, errors: str, says: str) -> None:
-    assert code == 2, errors
-    assert says in errors, errors
-    assert len(errors.strip().splitlines()) == 1 and "Traceback" not in output + errors, errors
+def assert_one_sentence(refused: CompletedProcess[str], says: str) -> None:
+    assert refused.returncode == 2, refused.stderr
+    assert says in refused.stderr, refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1, refused.stderr
+    assert "Traceback" not in refused.stdout + refused.stderr

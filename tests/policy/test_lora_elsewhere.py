@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from conf.load import from_file
-from tests.launch.test_main_job import stored_picture
-from tests.running import ROOT, SMALL, launch
+from tests.run_files import stored_picture
+from tests.running import ROOT, SMALL
+from tests.running_local import run_local
 
 OTHER = ROOT / "build" / "other-diffusers" / "venv" / "bin" / "python"
 # The experiment's own sampling, rank 16 and alpha 32; a rate at which two batches change pictures for anyone to see.
@@ -25,7 +26,7 @@ SETTINGS = [setting for setting in SMALL if not setting.startswith(("sampling.",
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("elsewhere")
-    done = launch(
+    done = run_local(
         "compressibility", *SETTINGS, "learner.lr=2e-2", "run.batches=2", "run.name=run", f"run.dir={folder}", cwd=ROOT
     )
     assert done.returncode == 0, done.stderr
