@@ -12,7 +12,8 @@ from conf.places import ROOT, SHIPPED
 from conf.resume import check_same, save_config
 from conf.schema import Config
 from policy.source import check_model
-from tests.running import SMALL, launch, run_local
+from tests.running import SMALL
+from tests.running_local import launch_here, run_local
 
 SHIPPED_MODEL = f"{SHIPPED}pipeline"
 
@@ -97,5 +98,5 @@ def test_a_run_begun_in_the_checkout_goes_on_from_elsewhere(tmp_path: Path, else
 
 
 def test_launch_finds_the_shipped_model(elsewhere: Path) -> None:
-    done = launch("compressibility", "ray.address=127.0.0.1:1", cwd=elsewhere)
+    done = launch_here("compressibility", "ray.address=127.0.0.1:1", cwd=elsewhere)
     assert done.returncode == 2 and "no Ray cluster answers" in done.stderr, done.stderr

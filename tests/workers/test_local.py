@@ -45,10 +45,10 @@ def test_kill_9_and_the_same_command_again(at: str, model: Path, undisturbed: Pa
 
 def test_an_objective_on_finished_pictures_alone_is_trained_and_goes_on(model: Path, tmp_path: Path) -> None:
     """Samplers then store the last latents, no log-probs; nothing of policy gradients is measured."""
-    own = ["learner.objective=tests.workers.clean_objective:Regression", "learner.objective_args={timestep: 500}"]
-    own += ["learner.advantage=by_group", "buffer.keep_batches=3", "evaluation.every=3"]
-    for name, batches in (("whole", 3), ("parts", 2), ("parts", 3)):
-        done = run_local(*small(model, name, f"run.batches={batches}", *own), cwd=tmp_path)
+    words = ["learner.objective=tests.workers.clean_objective:Regression", "learner.objective_args={timestep: 500}"]
+    words += ["learner.advantage=by_group", "buffer.keep_batches=3", "evaluation.every=3"]
+    for name, until in (("whole", 3), ("parts", 2), ("parts", 3)):
+        done = run_local(*small(model, name, f"run.batches={until}", *words), cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     whole = tmp_path / "runs" / "whole"
     assert_same_run(whole, tmp_path / "runs" / "parts")
