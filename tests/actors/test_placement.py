@@ -50,7 +50,7 @@ class Working:
 
 
 class Hanging:
-    def current(self) -> None:
+    def get(self, method: str) -> None:
         time.sleep(10**6)
 
 
