@@ -234,7 +234,7 @@ class Driver:
         return Snapshot(
             trained=news.trained,
             rows=[row for row in log.rows if "batch" in row],
-            evaluations={int(row["version"]): row.get("reward/mean") for row in log.rows if "version" in row},
+            evaluations={each: row.get(f"evaluation/{each.set}/reward/mean") for each, row in log.evaluations()},
             waiting={place: _waiting_share(spent) for place, spent in by_place(news.seconds).items()},
             orders=news.orders,
             evaluating=news.evaluating,
@@ -244,7 +244,7 @@ class Driver:
             mirror_behind=self.mirroring.behind,
             advice=self.advice,
             earlier=log.earlier_batches if self.epoch > 1 else None,
-            earlier_evaluations=log.earlier_versions,
+            earlier_evaluations=log.earlier_evaluations,
         )
 
     def record(self, news: News) -> None:

@@ -15,6 +15,7 @@ from ray.util.metrics import Counter, Gauge
 from actors.fleet import Fleet
 from buffer.protocol import News
 from monitoring.advice import role_of
+from monitoring.metrics import evaluation_of
 
 # Families of keys that are one metric with a tag: prefix of the key, name of the metric, tag.
 FAMILIES = (
@@ -43,13 +44,15 @@ class Gauges:
         self.counted: dict[tuple[str, str], float] = {}  # seconds of a worker's occupation that the counter has
 
     def show(self, news: News, fleet: Fleet, rows: Sequence[dict[str, float]], mirror_behind: int | None) -> None:
-        """rows: of metrics.jsonl, oldest first; the last batch and the last evaluation are shown.
+        """rows: of metrics.jsonl, oldest first; the last batch and each set's last evaluation are shown.
         mirror_behind: see `Mirroring.behind`."""
-        for kind, group in (("batch", "batch"), ("version", "evaluation")):
-            newest = next((row for row in reversed(rows) if kind in row), {})
-            for key, value in newest.items():
+        newest = {evaluation.set if evaluation else "": row for row in rows for evaluation in [evaluation_of(row)]}
+        for name_of_set, row in newest.items():
+            group, of_set = ("evaluation", {"set": name_of_set}) if name_of_set else ("batch", {})
+            for key, value in row.items():
+                key = key.removeprefix(f"evaluation/{name_of_set}/")
                 name, tags = metric_of(key)
-                self._set(f"{group}_{name}", f"{key} of the newest {group}.", value, **tags)
+                self._set(f"{group}_{name}", f"{key} of the newest {group}.", value, **of_set, **tags)
         self._show_progress(news)
         self._show_workers(news, fleet)
         self._show_time(news)

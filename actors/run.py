@@ -10,6 +10,7 @@ from buffer.run_folder import RunFolder
 from buffer.settings import plan_of, rules_of
 from common.files import disk_stops_the_run
 from conf import scale
+from conf.evaluations import sets_of
 from conf.resume import RunLock, check_resume, check_same, save_config
 from conf.schema import Config
 from conf.validate import cluster_fits, effective_gpus
@@ -19,6 +20,7 @@ from mirror.mirror import Mirror
 from mirror.mirroring import Mirroring
 from monitoring.display import Display
 from policy.check import Checked, check_policy
+from policy.source import family_of
 from report.record import record_end
 from report.report import write_report
 
@@ -30,6 +32,7 @@ def run(config: Config, prompts: list[str]) -> None:
     """
     make_objective(config), make_advantage(config)
     checked = check_policy(config.model, config.sampling, prompts)
+    checked.remarks.extend(check_sets(config, prompts))
     run_dir = Path(config.run.dir) / config.run.name
     with RunLock(run_dir):
         check_resume(run_dir, config, prompts)
@@ -47,6 +50,17 @@ def run(config: Config, prompts: list[str]) -> None:
             mirroring.finish()
         print(f"{run_dir} is finished, all {config.run.batches} batches are trained: see {run_dir}/report.html")
         print(f"To train on, give the same command with run.batches={2 * config.run.batches}")
+
+
+def check_sets(config: Config, prompts: list[str]) -> list[str]:
+    """Remarks on prompts of evaluation sets. Raises UserError if the model cannot have their prompts or sampling."""
+    family, remarks = family_of(config.model), []
+    for fixed, one in zip(plan_of(config, prompts).sets, sets_of(config).values(), strict=True):
+        if one.sampling != config.sampling:
+            family.check(config.model, one.sampling)
+        if fixed.prompts != tuple(prompts):
+            remarks += family.check_prompts(config.model, fixed.prompts)
+    return remarks
 
 
 def train(config: Config, prompts: list[str], run_dir: Path, mirroring: Mirroring, checked: Checked) -> None:

@@ -13,7 +13,7 @@ from common.clock import Clock
 from conf.schema import Config
 from learner.registry import make_objective
 from policy.policy import Policy
-from workers.sampler import Sampler
+from workers.sampler import Sampler, policies_of
 
 
 class SamplerActor:
@@ -38,7 +38,8 @@ class SamplerActor:
             policy = Policy.load(config.model, config.sampling, config.run.seed, device, trainable=False)
             remote = RemoteBuffer(buffer, self.name, clock)
             needs = make_objective(config).needs
-            sampler = Sampler(self.name, policy, needs, remote, lambda weights: ray.get(weights[0]), clock)
+            policies = policies_of(policy, config)
+            sampler = Sampler(self.name, policies, needs, remote, lambda weights: ray.get(weights[0]), clock)
             sampler.begin()
         while True:
             sampler.step()

@@ -46,7 +46,7 @@ from conf.schema import Config, RayConfig, RewardConfig
 ROLLOUT_S = 8.0  # a trajectory
 STEPS = 50
 # Batches as large as the paper's; with k = 2 one order for each of 64 samplers lies open beyond those in their hands.
-PLAN = Plan(seed=0, prompts=("a cat", "a dog"), batch_size=256, order_size=4, evaluation_count=4)
+PLAN = Plan(seed=0, prompts=("a cat", "a dog"), batch_size=256, order_size=4, sets=())
 ORDER_S = ROLLOUT_S * PLAN.order_size
 MAX_STALENESS, KEEP_BATCHES = 2, 2
 PROCESSES = 8

@@ -25,9 +25,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from buffer.orders import Order, Plan
+from buffer.orders import Evaluation, Order, Plan
+from buffer.settings import plan_of
 from common.machine import describe, machine_info
 from common.terminal import print_anywhere
+from conf.evaluations import FIRST
 from conf.load import load
 from conf.prompts import resolve_prompts
 from conf.schema import Config
@@ -69,13 +71,7 @@ def run(cell: Cell) -> dict[str, Any]:
     """One line of the results: the cell, its evaluations, and every batch's metrics."""
     started = time.monotonic()
     config = load(settings(cell))
-    plan = Plan(
-        seed=config.run.seed,
-        prompts=tuple(resolve_prompts(config.prompts)),
-        batch_size=config.buffer.batch_size,
-        order_size=config.buffer.order_size,
-        evaluation_count=config.evaluation.count,
-    )
+    plan = plan_of(config, resolve_prompts(config.prompts))
     reward = resolve(REWARD, config.rewards[REWARD].path, config.rewards[REWARD].args)
     sampler = _policy(config, trainable=False)
     learner = Learner(_policy(config, trainable=True), config)
@@ -123,7 +119,7 @@ def _batch(number: int, age: int, orders: Iterable[Order], policy: Policy, rewar
 
 def _evaluate(policy: Policy, plan: Plan, reward: NamedReward) -> np.ndarray:
     """Rewards, float32, of the fixed evaluation pairs, which are the same at every version."""
-    orders = plan.evaluation(0)
+    orders = plan.evaluation(Evaluation(0, FIRST))
     return np.concatenate([_score(reward, rollout(policy, o.prompts, o.seeds).images, o.prompts) for o in orders])
 
 

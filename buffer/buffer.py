@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from buffer import transitions, watching
 from buffer.ledger import Ledger
-from buffer.orders import Plan, Version
+from buffer.orders import Evaluation, Plan, Version
 from buffer.protocol import Claim, Lease, News, Refused, TakenBatch
 from buffer.rows import Assembly, Combination, first_pictures
 from buffer.rules import Rules
@@ -70,7 +70,7 @@ class TrajectoryBuffer:
 
     def prompts(self) -> tuple[str, ...]:
         """All that orders may ask for."""
-        return self.plan.prompts
+        return self.plan.all_prompts
 
     def claim(self, worker: str) -> Claim | None:
         """An order to roll out, or None if nothing may be claimed now."""
@@ -222,19 +222,25 @@ class TrajectoryBuffer:
 
     # ---- evaluations
 
-    def evaluation(self, version: int, pictures: int) -> tuple[pa.Table, dict[int, np.ndarray] | None]:
+    def evaluation(self, evaluation: Evaluation, pictures: int) -> tuple[pa.Table, dict[int, np.ndarray] | None]:
         """Rows of a finished evaluation, scalars as in trajectories/ but for the batch's; and its first pictures, see
         `first_pictures`."""
-        parquet = self.state.evaluations[version]
+        evaluation = Evaluation(*evaluation)
+        parquet = self.state.evaluations[evaluation]
         assert parquet is not None, "it was missed"
         rows = pq.read_table(self.run_dir / parquet)
-        return rows, first_pictures(self._ledger.store.read_arrow, self.rules.sizes, self.state, version, pictures)
+        return rows, first_pictures(self._ledger.store.read_arrow, self.rules.sizes, self.state, evaluation, pictures)
 
     def evaluation_missed(self, version: int, why: str) -> None:
-        """Close an evaluation that can no longer be served (its recovery point does not load)."""
-        if version in self.rules.open_evaluations(self.state):
-            self._ledger.note(f"The evaluation of version {version} was missed: {why}.")
-        self._do(transitions.missed, version, why)
+        """Close what is still to be evaluated at a version, which can no longer be served (its recovery point does not
+        load)."""
+        for evaluation in self.rules.open_evaluations(self.state):
+            if evaluation.version == version:
+                self._miss(evaluation, why)
+
+    def _miss(self, evaluation: Evaluation, why: str) -> None:
+        self._ledger.note(f"The evaluation of version {evaluation.version} on {evaluation.set} was missed: {why}.")
+        self._do(transitions.missed, evaluation, why)
         self._ledger.remove(self._unneeded(["tensors"]))
 
     # ---- watching
@@ -255,7 +261,7 @@ class TrajectoryBuffer:
             finished=self.finished,
             to_publish=self.to_publish(),
             served=self.served(),
-            evaluations=[version for version, parquet in self.state.evaluations.items() if parquet is not None],
+            evaluations=[each for each, parquet in self.state.evaluations.items() if parquet is not None],
             overdue=self.overdue(),
             batches=self.rules.batches,
             trained=max(self.state.next_batch, 0),
@@ -282,9 +288,9 @@ class TrajectoryBuffer:
 
     def _open(self) -> None:
         self._ledger.do(transitions.reopen(self.rules, self.state))
-        for version in self.rules.open_evaluations(self.state):
-            if not (self.run_dir / self.state.trained[version].recovery_point).exists():
-                self.evaluation_missed(version, "its recovery point is gone")
+        for evaluation in self.rules.open_evaluations(self.state):
+            if not (self.run_dir / self.state.trained[evaluation.version].recovery_point).exists():
+                self._miss(evaluation, "its recovery point is gone")
         self._ledger.remove(self._unneeded(["tensors", "trajectories", "evaluation", "checkpoints"]))
         self._finish_evaluations()
 
@@ -305,24 +311,27 @@ class TrajectoryBuffer:
 
     def _rows(self, orders: tuple[str, ...], tensors: bool) -> tuple[pa.Table | None, pa.Table]:
         """(rows that take part, rows set aside) of some orders, sorted; None for the first if anything is damaged."""
-        return Assembly(self.plan, self.combination, self.state, self._read, self._make_again).rows(orders, tensors)
+        rows = Assembly(self.plan, self.rules, self.combination, self.state, self._read, self._make_again)
+        return rows.rows(orders, tensors)
 
     def _finish_evaluations(self) -> None:
         """Write the Parquet file of each evaluation that is over, then journal it. One that comes to nothing stays open
         for the next start to try again, and is missed when all else is done."""
-        for version in self.rules.open_evaluations(self.state):
-            orders = self.rules.sizes.evaluation_orders(version)
-            if why := self.rules.hopeless(self.state, version):
+        for evaluation in self.rules.open_evaluations(self.state):
+            orders = self.rules.sizes.evaluation_orders(evaluation)
+            if why := self.rules.hopeless(self.state, evaluation):
                 if self.state.next_batch >= self.rules.batches:
-                    self.evaluation_missed(version, why)
+                    self._miss(evaluation, why)
                     continue
-                self._ledger.note(f"The evaluation of version {version} is left for the next start: {why}.")
+                what = f"version {evaluation.version} on {evaluation.set}"
+                self._ledger.note(f"The evaluation of {what} is left for the next start: {why}.")
             if not self.rules.all_over(self.state, orders) or why:
                 continue
             live, aside = self._rows(orders, tensors=False)
             if live is not None:
                 rows = stack([live, aside]).drop_columns(["batch", "age", "age_in_flight"])
+                rows = rows.sort_by([("trajectory_id", "descending")])
                 with self._ledger.remembering_a_stop():
-                    path = self._ledger.store.write_evaluation(version, rows.sort_by([("trajectory_id", "descending")]))
-                self._do(transitions.evaluated, version, path)
+                    path = self._ledger.store.write_evaluation(evaluation, rows)
+                self._do(transitions.evaluated, evaluation, path)
                 self._ledger.remove(self._unneeded(["tensors"]))

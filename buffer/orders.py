@@ -4,7 +4,7 @@ Everything here is a pure function of the run's seed and sizes, so a restart, an
 the very same pairs. Ids say what they are:
 
     order "b00003.02"   the third order of batch 3          trajectories  3 * batch_size + 2 * order_size, ...
-    order "e00012.00"   the first evaluation order of version 12   trajectories  -(1 + 12 * evaluation_count + 0), ...
+    order "e00012.train.00"   the first of set "train" at version 12   trajectories  -1 - 12 * pairs of all sets, ...
 """
 
 import hashlib
@@ -29,18 +29,25 @@ class Version(NamedTuple):
     digest: str
 
 
+class Evaluation(NamedTuple):
+    """A version on an evaluation set. Example: Evaluation(12, "train")"""
+
+    version: int
+    set: str
+
+
 class OrderName(NamedTuple):
     """An order id, taken apart."""
 
-    evaluation: bool
+    evaluation: Evaluation | None  # None of a batch's
     group: int  # the batch, or the version that is evaluated
     place: int  # of the order within it
 
 
 @lru_cache(maxsize=65536)
 def parse(order_id: str) -> OrderName:
-    group, place = order_id[1:].split(".")
-    return OrderName(order_id[0] == "e", int(group), int(place))
+    group, *name, place = order_id[1:].split(".")
+    return OrderName(Evaluation(int(group), name[0]) if name else None, int(group), int(place))
 
 
 @dataclass(frozen=True)
@@ -49,22 +56,25 @@ class Sizes:
 
     batch_size: int  # trajectories a batch
     order_size: int  # trajectories an order
-    evaluation_count: int  # trajectories an evaluation
+    sets: tuple[tuple[str, int], ...]  # name of each evaluation set, and its trajectories
 
     @lru_cache(maxsize=1024)  # noqa: B019  (a run has one Sizes, and it lives as long as the run)
     def batch_orders(self, batch: int) -> tuple[str, ...]:
         return tuple(f"b{batch:05d}.{i:02d}" for i in range(self.batch_size // self.order_size))
 
     @lru_cache(maxsize=1024)  # noqa: B019
-    def evaluation_orders(self, version: int) -> tuple[str, ...]:
-        return tuple(f"e{version:05d}.{i:02d}" for i in range(self.evaluation_count // self.order_size))
+    def evaluation_orders(self, evaluation: Evaluation) -> tuple[str, ...]:
+        version, name = evaluation
+        return tuple(f"e{version:05d}.{name}.{i:02d}" for i in range(dict(self.sets)[name] // self.order_size))
 
     @lru_cache(maxsize=4096)  # noqa: B019
     def trajectory_ids(self, order_id: str) -> tuple[int, ...]:
         evaluation, group, place = parse(order_id)
         rows = range(place * self.order_size, (place + 1) * self.order_size)
         if evaluation:
-            return tuple(-(1 + group * self.evaluation_count + row) for row in rows)
+            before = [count for name, count in self.sets[: [*dict(self.sets)].index(evaluation.set)]]
+            first = group * sum(count for _, count in self.sets) + sum(before)
+            return tuple(-(1 + first + row) for row in rows)
         return tuple(group * self.batch_size + row for row in rows)
 
 
@@ -72,71 +82,86 @@ class Sizes:
 class Order:
     """A fixed chunk of (prompt, seed) pairs: the unit that is claimed, rolled out, leased and scored.
 
-    Example: Order("b00003.02", batch=3, version=None, trajectory_ids=(224, ...), prompts=("a cat", ...), ...)
+    Example: Order("b00003.02", batch=3, evaluation=None, trajectory_ids=(224, ...), prompts=("a cat", ...), ...)
     """
 
     order_id: str
     batch: int | None  # None for an evaluation order
-    version: int | None  # the version number an evaluation order asks for; None for an order of a batch
+    evaluation: Evaluation | None  # None for an order of a batch
     trajectory_ids: tuple[int, ...]
     prompts: tuple[str, ...]
-    prompt_ids: tuple[int, ...]  # places in the plan's prompts
+    prompt_ids: tuple[int, ...]  # places in the plan's prompts, or in those of the evaluation set
     seeds: tuple[int, ...]  # 63 bits each, for torch.Generator.manual_seed
 
 
 @dataclass(frozen=True)
+class FixedSet:
+    """An evaluation set: the same pairs for every version."""
+
+    name: str
+    count: int
+    prompts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Plan:
-    """What the run makes, from its seed: prompts and seeds of every batch and of the evaluation set."""
+    """What the run makes, from its seed: prompts and seeds of every batch and of the evaluation sets."""
 
     seed: int
     prompts: tuple[str, ...]
     batch_size: int
     order_size: int
-    evaluation_count: int
+    sets: tuple[FixedSet, ...]
 
     def __post_init__(self) -> None:
         assert self.prompts, "a plan needs at least one prompt"
         assert self.seed >= 0, f"the seed is {self.seed}; it must not be negative"
         assert self.batch_size % self.order_size == 0, (self.batch_size, self.order_size)
         assert self.batch_size >= 4 * self.order_size, "a batch has at least four orders"
-        assert self.evaluation_count % self.order_size == 0, (self.evaluation_count, self.order_size)
+        assert all(one.count % self.order_size == 0 for one in self.sets), (self.sets, self.order_size)
 
     @property
     def sizes(self) -> Sizes:
-        return Sizes(self.batch_size, self.order_size, self.evaluation_count)
+        return Sizes(self.batch_size, self.order_size, tuple((one.name, one.count) for one in self.sets))
+
+    @property
+    def all_prompts(self) -> tuple[str, ...]:
+        """Those of batches and of evaluation sets, each once."""
+        return tuple(dict.fromkeys((*self.prompts, *(prompt for one in self.sets for prompt in one.prompts))))
 
     def identity(self) -> dict[str, Any]:
         """What makes two plans the same; kept in the journal, where another plan is refused."""
         return {
             "seed": self.seed,
-            "prompts": hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest()[:16],
+            "prompts": _digest(self.prompts),
             "batch_size": self.batch_size,
             "order_size": self.order_size,
-            "evaluation_count": self.evaluation_count,
+            "sets": {one.name: f"{one.count} of prompts {_digest(one.prompts)}" for one in self.sets},
         }
 
     def batch(self, batch: int) -> list[Order]:
         return [self.order(order_id) for order_id in self.sizes.batch_orders(batch)]
 
-    def evaluation(self, version: int) -> list[Order]:
-        """Orders of the evaluation set at a version: the same pairs for every version, under ids of their own."""
-        return [self.order(order_id) for order_id in self.sizes.evaluation_orders(version)]
+    def evaluation(self, evaluation: Evaluation) -> list[Order]:
+        """Orders of an evaluation: the same pairs for every version, under ids of their own."""
+        return [self.order(order_id) for order_id in self.sizes.evaluation_orders(evaluation)]
 
     def order(self, order_id: str) -> Order:
         evaluation, group, place = parse(order_id)
-        ids = self.sizes.trajectory_ids(order_id)
+        ids, prompts = self.sizes.trajectory_ids(order_id), self.prompts
         if evaluation:
+            prompts = next(one.prompts for one in self.sets if one.name == evaluation.set)
             rows = range(place * self.order_size, (place + 1) * self.order_size)
-            pairs = [self._evaluation_pair(row) for row in rows]
+            pairs = [self._evaluation_pair(row, len(prompts)) for row in rows]
         else:
             pairs = [self._pair(trajectory_id) for trajectory_id in ids]
         prompt_ids, seeds = zip(*pairs, strict=True)
         return Order(
             order_id=order_id,
             batch=None if evaluation else group,
-            version=group if evaluation else None,
+            evaluation=evaluation,
             trajectory_ids=ids,
-            prompts=tuple(self.prompts[i] for i in prompt_ids),
+            prompts=tuple(prompts[i] for i in prompt_ids),
             prompt_ids=prompt_ids,
             seeds=seeds,
         )
@@ -145,14 +170,18 @@ class Plan:
         seed, draw = self._words(BATCHES, trajectory_id)
         return draw % len(self.prompts), seed >> 1  # 64 bits modulo some hundred prompts: uniform to 1e-17
 
-    def _evaluation_pair(self, row: int) -> tuple[int, int]:
+    def _evaluation_pair(self, row: int, prompts: int) -> tuple[int, int]:
         """Every prompt equally often as far as the count goes, in an order that the seed shuffles."""
         seed, _ = self._words(EVALUATION, row)
-        return _shuffled(self.seed, len(self.prompts))[row % len(self.prompts)], seed >> 1
+        return _shuffled(self.seed, prompts)[row % prompts], seed >> 1
 
     def _words(self, stream: int, row: int) -> tuple[int, int]:
         first, second = np.random.SeedSequence([self.seed, stream, row]).generate_state(2, np.uint64)
         return int(first), int(second)
+
+
+def _digest(prompts: tuple[str, ...]) -> str:
+    return hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16]
 
 
 @lru_cache(maxsize=8)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from buffer.orders import Order, Version
+from buffer.orders import Evaluation, Order, Version
 
 
 class Refused(Exception):
@@ -74,7 +74,7 @@ class News:
     finished: bool
     to_publish: list[tuple[Version, str]]  # versions to publish and their recovery points, oldest first
     served: list[Version]  # versions whose weights somebody may still ask for
-    evaluations: list[int]  # versions whose evaluation is complete
+    evaluations: list[Evaluation]  # that are complete
     overdue: list[str]  # workers to be killed, for what they hold has outlived its time-out
     batches: int  # that the run is to train
     trained: int  # of them

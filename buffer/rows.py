@@ -1,7 +1,7 @@
 """The rows of orders, put together from their files: how several rewards become one, scalars, tensors beside them."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from buffer.orders import Order, Plan, Sizes
+from buffer.orders import Evaluation, Order, Plan, Sizes
+from buffer.rules import Rules
 from buffer.schema import ScoreTypes, stack, tensors_in, tensors_of
 from buffer.state import File, State, Work, work_of
 
@@ -37,8 +38,12 @@ class Combination:
         return np.asarray(np.prod([scaled[name].clip(0, 1) ** w for name, w in self.weights.items()], axis=0))
 
 
-def scalar_rows(order: Order, work: Work, scores: Mapping[str, pa.Table], combination: Combination) -> pa.Table:
-    """Every row of an order, set aside or not, as it is stored in Parquet (docs/buffer.md has the columns)."""
+def scalar_rows(
+    order: Order, work: Work, rewards: Sequence[str], scores: Mapping[str, pa.Table], combination: Combination
+) -> pa.Table:
+    """Every row of an order, set aside or not, as it is stored in Parquet (docs/buffer.md has the columns).
+
+    rewards: those that the order wants; scores: of them, what there is."""
     rows = len(order.trajectory_ids)
     aside = dict(work.set_aside)
     version, digest = work.version or (None, None)
@@ -59,12 +64,13 @@ def scalar_rows(order: Order, work: Work, scores: Mapping[str, pa.Table], combin
         "age_in_flight": pa.array([in_flight] * rows, pa.int32()),
     }
     values: dict[str, np.ndarray] = {}
-    for reward in combination.weights:
+    for reward in rewards:
         found = _aligned(columns["trajectory_id"], scores.get(reward))
         columns[reward] = found.pop("score", pa.nulls(rows, pa.float32()))
         columns.update({f"{reward}.{name}": column for name, column in found.items()})
         values[reward] = columns[reward].to_numpy(zero_copy_only=False)
-    total = combination(values)
+    all_there = combination.weights.keys() <= values.keys()  # an evaluation set may want others
+    total = combination(values) if all_there else np.full(rows, np.nan)
     left_out = np.array([trajectory_id in aside for trajectory_id in order.trajectory_ids])
     columns["reward"] = pa.array(total.astype(np.float32), mask=left_out | np.isnan(total))
     columns["set_aside"] = pa.array([aside.get(trajectory_id) for trajectory_id in order.trajectory_ids], pa.string())
@@ -104,6 +110,7 @@ class Assembly:
     def __init__(
         self,
         plan: Plan,
+        rules: Rules,
         combination: Combination,
         state: State,
         read: Callable[[str, File, str | None], pa.Table | None],
@@ -112,6 +119,7 @@ class Assembly:
         """read: the table of (order, file, reward of scores), None if it is damaged. make_again: is told (order,
         reward, file, why) of scores that fit no longer."""
         self.plan = plan
+        self.rewards_of = rules.rewards_of
         self.combination = combination
         self.state = state
         self.read = read
@@ -131,7 +139,7 @@ class Assembly:
             whole = whole and not damaged_table and None not in scores.values()
             if not whole:
                 continue
-            rows = scalar_rows(self.plan.order(order_id), work, scores, self.combination)
+            rows = scalar_rows(self.plan.order(order_id), work, self.rewards_of(order_id), scores, self.combination)
             aside.append(rows.filter(rows["set_aside"].is_valid()))
             if table is not None:
                 live.append(with_tensors(rows, table))
@@ -163,12 +171,12 @@ class Assembly:
 
 
 def first_pictures(
-    read: Callable[[File], pa.Table | None], sizes: Sizes, state: State, version: int, count: int
+    read: Callable[[File], pa.Table | None], sizes: Sizes, state: State, evaluation: Evaluation, count: int
 ) -> dict[int, np.ndarray] | None:
     """Pictures of the first `count` pairs of a finished evaluation by trajectory id, uint8 [H, W, 3], without those set
-    aside. None when retention has dropped them (the two evaluations finished last are kept) or a file of them is
+    aside. None when retention has dropped them (of each set the two finished last are kept) or a file of them is
     damaged, for which `read` gives None."""
-    orders = sizes.evaluation_orders(version)[: math.ceil(count / sizes.order_size)]
+    orders = sizes.evaluation_orders(evaluation)[: math.ceil(count / sizes.order_size)]
     wanted = [trajectory_id for order_id in orders for trajectory_id in sizes.trajectory_ids(order_id)][:count]
     pictures: dict[int, np.ndarray] = {}
     for work in (work_of(state, order_id) for order_id in orders):

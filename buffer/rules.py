@@ -6,16 +6,24 @@ exhaustive search in tests/buffer/test_protocol_search.py can take out, to see t
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from buffer.orders import Sizes, Version, parse
+from buffer.orders import Evaluation, Sizes, Version, parse
 from buffer.state import Hold, Score, State, Trained, Work, place_of, work_of
 
 FAILURES = 3  # of its own, and a picture or an order is set aside [7]
 DEATHS = 5  # of workers at the same piece of work, and the run stops [7]
 ALONE_AFTER = 2  # deaths at scoring an order, and its pictures are tried one by one, to find the one that kills
 EVALUATIONS_KEPT = 2  # finished evaluations whose tensors are kept, for the grid of pictures
+
+
+class SetRules(NamedTuple):
+    """Of an evaluation set."""
+
+    versions: tuple[int, ...]  # to be evaluated
+    rewards: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -30,7 +38,12 @@ class Rules:
     lease_timeouts: dict[str, float] = field(default_factory=dict)  # reward -> seconds
     train_timeout_s: float = 3600.0
     max_failed_share: float = 0.1
-    evaluate_versions: tuple[int, ...] = ()
+    sets: Mapping[str, SetRules] = field(default_factory=dict)
+
+    def rewards_of(self, order_id: str) -> tuple[str, ...]:
+        """Which rewards an order wants."""
+        evaluation = parse(order_id).evaluation
+        return self.sets[evaluation.set].rewards if evaluation else self.rewards
 
     # ---- rollouts
 
@@ -55,8 +68,8 @@ class Rules:
 
     def claimable(self, state: State) -> Iterator[str]:
         """Orders that are there to be rolled out, evaluations first, then batch by batch."""
-        for version in self.open_evaluations(state):
-            yield from (o for o in self.sizes.evaluation_orders(version) if self.to_roll_out(state, o))
+        for evaluation in self.open_evaluations(state):
+            yield from (o for o in self.sizes.evaluation_orders(evaluation) if self.to_roll_out(state, o))
         for batch in range(max(state.next_batch, 0), self.batches):
             if not self.admitted(state, batch):
                 return
@@ -68,7 +81,7 @@ class Rules:
 
     def rests(self, state: State, order_id: str) -> bool:
         """[7] An evaluation's order that costs worker after worker is left alone until the next start."""
-        return parse(order_id).evaluation and any(
+        return parse(order_id).evaluation is not None and any(
             work == order_id and deaths >= DEATHS for (work, _), deaths in state.deaths.items()
         )
 
@@ -110,6 +123,7 @@ class Rules:
         work = work_of(state, order_id)
         return (
             work.rollout is not None
+            and reward in self.rewards_of(order_id)
             and self.score_of(work, reward) is None
             and len(work.set_aside) < self.sizes.order_size
             and not self.closed(state, order_id)
@@ -125,12 +139,12 @@ class Rules:
         """Batches up to v + k may be under way when version v comes; its evaluation waits for those and no others, or a
         reward with more to do than it can would never come to it."""
         evaluation, group, _ = parse(order_id)
-        return (group + self.max_staleness if evaluation else group), evaluation, order_id
+        return (group + self.max_staleness if evaluation else group), evaluation is not None, order_id
 
     def closed(self, state: State, order_id: str) -> bool:
         """Whether nothing about this order can change any more: its batch or evaluation is over."""
         evaluation, group, _ = parse(order_id)
-        return group in state.evaluations if evaluation else group < state.next_batch
+        return evaluation in state.evaluations if evaluation else group < state.next_batch
 
     def is_set_aside(self, state: State, reward: str, places: tuple[str, ...], now: float) -> bool:
         """[7] Three failures, and not at one place alone while there are others: one sick device fails everything.
@@ -147,11 +161,13 @@ class Rules:
 
     # ---- batches and evaluations
 
-    def over(self, work: Work) -> bool:
-        """An order that its batch need not wait for: scored by every reward, or set aside altogether."""
+    def over(self, state: State, order_id: str) -> bool:
+        """An order that its batch need not wait for: scored by every reward it wants, or set aside altogether."""
+        work = work_of(state, order_id)
         if len(work.set_aside) == self.sizes.order_size:
             return True
-        return work.rollout is not None and all(self.score_of(work, reward) is not None for reward in self.rewards)
+        scored = (self.score_of(work, reward) is not None for reward in self.rewards_of(order_id))
+        return work.rollout is not None and all(scored)
 
     def complete(self, state: State, orders: tuple[str, ...]) -> bool:
         """[2, 8] All orders of a batch are over, and not too much is set aside."""
@@ -159,11 +175,11 @@ class Rules:
 
     def all_over(self, state: State, orders: tuple[str, ...]) -> bool:
         """All that an evaluation needs: it shows what there is, and stops nothing."""
-        return all(self.over(work_of(state, order_id)) for order_id in orders)
+        return all(self.over(state, order_id) for order_id in orders)
 
-    def hopeless(self, state: State, version: int) -> str | None:
+    def hopeless(self, state: State, evaluation: Evaluation) -> str | None:
         """Why an evaluation comes to nothing before the next start, which tries it again; None if it goes on."""
-        orders = self.sizes.evaluation_orders(version)
+        orders = self.sizes.evaluation_orders(evaluation)
         reasons = [reason for order_id in orders for _, reason in work_of(state, order_id).set_aside]
         if len(reasons) == len(orders) * self.sizes.order_size:
             return f"all of its pictures failed, the last one by {reasons[-1]}"
@@ -204,25 +220,27 @@ class Rules:
     def served(self, state: State) -> set[int]:
         """[12, 14] Versions that an order may still ask for: the last k + 1, and those of open evaluations."""
         newest = state.next_batch
-        return set(range(max(newest - self.max_staleness, 0), newest + 1)) | set(self.open_evaluations(state))
+        evaluated = {version for version, _ in self.open_evaluations(state)}
+        return set(range(max(newest - self.max_staleness, 0), newest + 1)) | evaluated
 
     def kept(self, state: State) -> set[int]:
         """[14] Versions whose recovery points are kept: those served, and `keep_checkpoints` before them."""
         first = state.next_batch - self.max_staleness - self.keep_checkpoints
         return set(range(max(first, 0), state.next_batch + 1)) | self.served(state)
 
-    def open_evaluations(self, state: State) -> list[int]:
-        """Versions that are trained and due to be evaluated, and neither are nor were missed."""
-        return [v for v in self.evaluate_versions if v <= state.next_batch and v not in state.evaluations]
+    def open_evaluations(self, state: State) -> list[Evaluation]:
+        """Versions that are trained and due to be evaluated on a set, and neither are nor were missed, oldest first."""
+        due = [Evaluation(v, name) for name, one in self.sets.items() for v in one.versions if v <= state.next_batch]
+        return sorted((each for each in due if each not in state.evaluations), key=lambda each: each.version)
 
     def retired(self, state: State) -> list[str]:
         """Orders whose tensors go: of batches trained long enough ago, of old or missed evaluations."""
-        finished = [version for version, parquet in state.evaluations.items() if parquet is not None]
-        grids = finished[-EVALUATIONS_KEPT:]
+        finished = [each for each, parquet in state.evaluations.items() if parquet is not None]
+        grids = [e for name in self.sets for e in [e for e in finished if e.set == name][-EVALUATIONS_KEPT:]]
         retired = []
         for order_id in state.work:
             evaluation, group, _ = parse(order_id)
-            if evaluation and group in state.evaluations and group not in grids:
+            if evaluation in state.evaluations and evaluation not in grids:
                 retired.append(order_id)
             if not evaluation and group < state.next_batch - self.keep_batches:
                 retired.append(order_id)

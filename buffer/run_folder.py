@@ -16,17 +16,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from buffer.journal import ALL_EPOCHS, read_counted
-from buffer.orders import Sizes
+from buffer.orders import Evaluation
 from buffer.rows import first_pictures
 from buffer.schema import stack
+from buffer.settings import sizes_of
 from buffer.state import Record, State, fold
 from buffer.store import read_arrow
 from common.errors import UserError
+from conf.evaluations import FIRST
 from conf.load import from_file
 from conf.schema import Config
 
-ROWS = re.compile(r"[bv](\d+)\.e\d+\.\d+\.parquet")  # how a run names its files; others may lie beside them
-GRID = re.compile(r"v(\d+)\.png")
+# How a run names its files; others may lie beside them.
+BATCH = re.compile(r"b(\d+)\.e\d+\.\d+\.parquet")
+EVALUATION = re.compile(r"v(\d+)\.([\w-]+)\.e\d+\.\d+\.parquet")
+GRID = re.compile(r"v(\d+)\.([\w-]+)\.png")
 RECORD = "run.json"
 MEND = "put it back, or remove it, as all that it says is what took how long"
 
@@ -70,25 +74,33 @@ class RunFolder:
     # ---- tables
 
     @cached_property
+    def sets(self) -> dict[str, dict[int, pa.Table]]:
+        """Rows of the finished evaluations by set and version; of one evaluated twice (after a restart), the last."""
+        found: dict[str, dict[int, pa.Table]] = {FIRST: {}}
+        for (version, name), path in self._newest("evaluation", EVALUATION).items():
+            if len(table := read_rows(path)):
+                found.setdefault(name, {})[int(version)] = table
+        return found
+
+    @property
     def evaluations(self) -> dict[int, pa.Table]:
-        """Rows of the finished evaluations by version; of one evaluated twice (after a restart), the last."""
-        tables = {number: read_rows(path) for number, path in self._newest("evaluation").items()}
-        return {version: table for version, table in tables.items() if len(table)}
+        """Those of the set that every run has, by version."""
+        return self.sets[FIRST]
 
     def trajectories(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Rows of all trained batches, those that were set aside included."""
-        tables = [read_rows(path, columns) for path in self._newest("trajectories").values()]
+        tables = [read_rows(path, columns) for path in self._newest("trajectories", BATCH).values()]
         return stack(tables) if tables else pa.table({name: [] for name in columns or ()})
 
-    def pictures(self, version: int, count: int) -> dict[int, np.ndarray] | None:
+    def pictures(self, evaluation: Evaluation, count: int) -> dict[int, np.ndarray] | None:
         """See `first_pictures`."""
-        sizes = Sizes(self.config.buffer.batch_size, self.config.buffer.order_size, self.config.evaluation.count)
-        return first_pictures(lambda file: read_arrow(self.path, file), sizes, self.state, version, count)
+        sizes = sizes_of(self.config)
+        return first_pictures(lambda file: read_arrow(self.path, file), sizes, self.state, evaluation, count)
 
-    def _newest(self, folder: str) -> dict[int, Path]:
-        """By batch or version the last file, which is the one that counts."""
-        found = ((ROWS.fullmatch(path.name), path) for path in sorted((self.path / folder).glob("*.parquet")))
-        return {int(name[1]): path for name, path in found if name}
+    def _newest(self, folder: str, kind: re.Pattern[str]) -> dict[tuple[str, ...], Path]:
+        """The files of a kind by what their names say; of two that say the same the last, which is what counts."""
+        found = ((kind.fullmatch(path.name), path) for path in sorted((self.path / folder).glob("*")))
+        return {name.groups(): path for name, path in found if name}
 
     # ---- what people look at
 
@@ -103,10 +115,12 @@ class RunFolder:
         return [row for row in self.metrics if "batch" in row]
 
     @cached_property
-    def grids(self) -> dict[int, Path]:
-        """The grids of pictures by version."""
-        found = ((GRID.fullmatch(path.name), path) for path in sorted((self.path / "samples").glob("*.png")))
-        return {int(name[1]): path for name, path in found if name}
+    def grids(self) -> dict[str, dict[int, Path]]:
+        """The grids of pictures by set and version."""
+        found: dict[str, dict[int, Path]] = {FIRST: {}}
+        for (version, name), path in self._newest("samples", GRID).items():
+            found.setdefault(name, {})[int(version)] = path
+        return found
 
     @property
     def record(self) -> dict[str, Any]:
@@ -126,6 +140,11 @@ class RunFolder:
     def sittings(self) -> list[dict[str, Any]]:
         """From a start of the run to its end, each, in order."""
         return list(self.record["sittings"].values())
+
+
+def grid_path(evaluation: Evaluation) -> str:
+    """Where an evaluation's grid of pictures lies, relative to the run folder."""
+    return f"samples/v{evaluation.version:05d}.{evaluation.set}.png"
 
 
 def read_rows(path: Path, columns: Sequence[str] | None = None) -> pa.Table:

@@ -2,21 +2,34 @@
 
 from collections.abc import Sequence
 
-from buffer.orders import Plan, Sizes
+from buffer.orders import FixedSet, Plan, Sizes
 from buffer.rows import Combination
-from buffer.rules import Rules
+from buffer.rules import Rules, SetRules
+from conf.evaluations import sets_of, trained_rewards
+from conf.prompts import resolve_prompts
 from conf.schema import Combine, Config
 
 
 def plan_of(config: Config, prompts: Sequence[str]) -> Plan:
-    sizes = config.buffer
-    return Plan(config.run.seed, tuple(prompts), sizes.batch_size, sizes.order_size, config.evaluation.count)
+    """prompts: the run's; those of evaluation sets are read here. Raises UserError."""
+    sets = [
+        FixedSet(name, one.count, tuple(resolve_prompts(one.prompts, f"evaluation.sets.{name}.prompts")))
+        if one.prompts
+        else FixedSet(name, one.count, tuple(prompts))
+        for name, one in sets_of(config).items()
+    ]
+    return Plan(config.run.seed, tuple(prompts), config.buffer.batch_size, config.buffer.order_size, tuple(sets))
+
+
+def sizes_of(config: Config) -> Sizes:
+    counts = tuple((name, one.count) for name, one in sets_of(config).items())
+    return Sizes(config.buffer.batch_size, config.buffer.order_size, counts)
 
 
 def rules_of(config: Config) -> Rules:
     return Rules(
-        sizes=Sizes(config.buffer.batch_size, config.buffer.order_size, config.evaluation.count),
-        rewards=tuple(config.rewards),
+        sizes=sizes_of(config),
+        rewards=trained_rewards(config),
         batches=config.run.batches,
         max_staleness=config.buffer.max_staleness,
         keep_batches=config.buffer.keep_batches,
@@ -25,17 +38,13 @@ def rules_of(config: Config) -> Rules:
         lease_timeouts={name: reward.timeout_s for name, reward in config.rewards.items()},
         train_timeout_s=config.learner.timeout_s,
         max_failed_share=config.buffer.max_failed_share,
-        evaluate_versions=evaluated_versions(config),
+        sets={name: SetRules(one.versions(config.run.batches), one.rewards) for name, one in sets_of(config).items()},
     )
 
 
-def evaluated_versions(config: Config) -> tuple[int, ...]:
-    """Version 0, every `evaluation.every`-th and the last."""
-    return tuple(sorted({*range(0, config.run.batches, config.evaluation.every), config.run.batches}))
-
-
 def combination_of(config: Config) -> Combination:
-    weights = {name: reward.weight for name, reward in config.rewards.items()}
+    trained = {name: config.rewards[name] for name in trained_rewards(config)}
+    weights = {name: reward.weight for name, reward in trained.items() if reward.weight is not None}
     if config.combine is Combine.sum:
         return Combination(weights)
-    return Combination(weights, {name: reward.range for name, reward in config.rewards.items() if reward.range})
+    return Combination(weights, {name: reward.range for name, reward in trained.items() if reward.range})

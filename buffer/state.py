@@ -12,7 +12,7 @@ The durable part changes only by `fold`, so the state after a restart is the fol
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from buffer.orders import Version, parse
+from buffer.orders import Evaluation, Version, parse
 
 Record = dict[str, Any]  # one fact in the journal; JSON, with its "kind"
 
@@ -78,7 +78,7 @@ class State(NamedTuple):
     trained: tuple[Trained, ...] = ()  # place v holds version v; the first is registered by the learner at the start
     work: Mapping[str, Work] = {}  # order id -> its life, until retention drops it
     rosters: Mapping[int, str] = {}  # batches that are ready and not yet trained -> digest of what they will train on
-    evaluations: Mapping[int, str | None] = {}  # version number -> its Parquet file, or None: missed
+    evaluations: Mapping[Evaluation, str | None] = {}  # what is over -> its Parquet file, or None: missed
     set_aside_in_trained: Mapping[str, int] = {}  # reason -> pictures, of trained batches
     # of this epoch
     published: frozenset[int] = frozenset()
@@ -141,7 +141,7 @@ def restored_record(state: State) -> Record:
     return {
         "kind": "restored",
         "trained": state.trained,
-        "evaluations": {str(version): parquet for version, parquet in state.evaluations.items()},
+        "evaluations": [[*evaluation, parquet] for evaluation, parquet in state.evaluations.items()],
         "set_aside_in_trained": dict(state.set_aside_in_trained),
     }
 
@@ -158,7 +158,7 @@ def _restored(state: State, record: Record) -> State:
     """A new head's first record; orders that were bound, and versions that only they used, are as if never claimed."""
     return state._replace(
         trained=tuple(Trained(Version(*version), *rest) for version, *rest in record["trained"]),
-        evaluations={int(version): parquet for version, parquet in record["evaluations"].items()},
+        evaluations={Evaluation(version, name): parquet for version, name, parquet in record["evaluations"]},
         set_aside_in_trained=record["set_aside_in_trained"],
     )
 
@@ -242,15 +242,15 @@ def _trained(state: State, record: Record) -> State:
 
 
 def _evaluated(state: State, record: Record) -> State:
-    return state._replace(evaluations={**state.evaluations, record["version"]: record["parquet"]})
+    return state._replace(evaluations={**state.evaluations, Evaluation(*record["evaluation"]): record["parquet"]})
 
 
 def _missed(state: State, record: Record) -> State:
-    version = record["version"]
+    over = Evaluation(*record["evaluation"])
     return state._replace(
-        evaluations={**state.evaluations, version: None},
-        claims={order: holds for order, holds in state.claims.items() if not _evaluates(order, version)},
-        leases={key: holds for key, holds in state.leases.items() if not _evaluates(key[0], version)},
+        evaluations={**state.evaluations, over: None},
+        claims={order: holds for order, holds in state.claims.items() if parse(order).evaluation != over},
+        leases={key: holds for key, holds in state.leases.items() if parse(key[0]).evaluation != over},
     )
 
 
@@ -279,8 +279,3 @@ FOLDS: dict[str, Callable[[State, Record], State]] = {
 def _batch(order_id: str) -> int | None:
     name = parse(order_id)
     return None if name.evaluation else name.group
-
-
-def _evaluates(order_id: str, version: int) -> bool:
-    name = parse(order_id)
-    return name.evaluation and name.group == version

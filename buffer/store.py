@@ -8,7 +8,7 @@ the journal shows.
     tensors/b00003.02.image.e0001.00018.arrow               and the pictures
     tensors/b00003.02.compressibility.e0001.00021.arrow     what `add_scores` wrote
     trajectories/b00003.e0001.003.parquet                   the batch's rows, written by the learner
-    evaluation/v00010.e0001.00054.parquet                   an evaluation's rows
+    evaluation/v00010.train.e0001.00054.parquet             an evaluation's rows
     checkpoints/v00004.e0001.003/                           recovery points, written by the learner
 """
 
@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from buffer.orders import Evaluation
 from buffer.protocol import TakenBatch
 from buffer.rows import times
 from buffer.schema import stack, tensors_in
@@ -68,8 +69,8 @@ class Store:
     def read_arrow(self, file: File) -> pa.Table | None:
         return read_arrow(self.run_dir, file)
 
-    def write_evaluation(self, version: int, rows: pa.Table) -> str:
-        path = f"evaluation/{self.new_name(f'v{version:05d}')}.parquet"
+    def write_evaluation(self, evaluation: Evaluation, rows: pa.Table) -> str:
+        path = f"evaluation/{self.new_name(f'v{evaluation.version:05d}.{evaluation.set}')}.parquet"
         with disk_stops_the_run(self.run_dir):
             write_new(self.run_dir / path, lambda file: pq.write_table(rows, file))
         return path

@@ -7,7 +7,7 @@ docs/buffer.md.
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-from buffer.orders import Version, parse
+from buffer.orders import Evaluation, Version, parse
 from buffer.protocol import Refused
 from buffer.rules import ALONE_AFTER, Rules
 from buffer.state import File, Hold, Record, Rollout, State, Step, Trained, fold, place_of, record_all, without, work_of
@@ -201,17 +201,17 @@ def trained(rules: Rules, state: State, batch: int, offered: Trained, now: float
     return _retired(rules, step)._replace(answer=step.state.trained[-1])
 
 
-def evaluated(rules: Rules, state: State, version: int, parquet: str, now: float) -> Step:
-    """The evaluation of a version is complete and its Parquet file is written."""
-    record = {"kind": "evaluated", "version": version, "parquet": parquet, "time": now}
+def evaluated(rules: Rules, state: State, evaluation: Evaluation, parquet: str, now: float) -> Step:
+    """An evaluation is complete and its Parquet file is written."""
+    record = {"kind": "evaluated", "evaluation": evaluation, "parquet": parquet, "time": now}
     return _retired(rules, record_all(state, record))
 
 
-def missed(rules: Rules, state: State, version: int, why: str, now: float) -> Step:
+def missed(rules: Rules, state: State, evaluation: Evaluation, why: str, now: float) -> Step:
     """An evaluation that can no longer be served is closed [14]."""
-    if version not in rules.open_evaluations(state):
+    if evaluation not in rules.open_evaluations(state):
         return Step(state)
-    return _retired(rules, record_all(state, {"kind": "missed", "version": version, "why": why, "time": now}))
+    return _retired(rules, record_all(state, {"kind": "missed", "evaluation": evaluation, "why": why, "time": now}))
 
 
 def _retired(rules: Rules, step: Step) -> Step:

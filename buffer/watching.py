@@ -25,7 +25,7 @@ def orders_by_state(rules: Rules, state: State) -> dict[str, int]:
             break
         for order_id in rules.sizes.batch_orders(batch):
             work = work_of(state, order_id)
-            if rules.over(work):
+            if rules.over(state, order_id):
                 orders["scored"] += 1
             elif work.rollout is not None:
                 orders["rolled_out"] += 1
@@ -36,8 +36,8 @@ def orders_by_state(rules: Rules, state: State) -> dict[str, int]:
 
 def orders_of_evaluations(rules: Rules, state: State) -> int:
     """Of open evaluations, orders that are not over."""
-    orders = [o for version in rules.open_evaluations(state) for o in rules.sizes.evaluation_orders(version)]
-    return sum(not rules.over(work_of(state, order_id)) for order_id in orders)
+    orders = [o for evaluation in rules.open_evaluations(state) for o in rules.sizes.evaluation_orders(evaluation)]
+    return sum(not rules.over(state, order_id) for order_id in orders)
 
 
 def set_aside(state: State) -> dict[str, int]:

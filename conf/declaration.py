@@ -27,6 +27,10 @@ def between(low: float, high: float) -> Range:
     return Range(lambda x: low <= x <= high, f"must lie between {low} and {high}")
 
 
+def or_null(range: Range) -> Range:
+    return Range(lambda x: x is None or range.holds(x), range.sentence)
+
+
 SHARE = between(0, 1)
 THREADS = between(1, 4096)
 

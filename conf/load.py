@@ -21,7 +21,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from common.errors import UserError, quoted, shown
 from common.version import goes_on, written_by
 from conf import typed_yaml
-from conf.names import check_reward_name
+from conf.names import check_name
 from conf.places import ROOT, anchored, write_out
 from conf.schema import Config
 from conf.settings import hint_of, is_text, section_type, settings, type_name, without_null
@@ -248,7 +248,7 @@ def _check(layer: dict[str, Any], cls: type, prefix: str, where: str) -> None:
             _check(value, section, f"{key}.", where)
         else:
             for entry, below in value.items():
-                check_reward_name(entry)
+                check_name(key, entry)
                 if not isinstance(below, dict):
                     raise UserError(group.format(key=f"{key}.{entry}", value=shown(below)))
                 _check(below, section, f"{key}.{entry}.", where)

@@ -1,4 +1,5 @@
-"""Which names a reward may have: they become columns, keys of metrics, files and labels, and must clash with none.
+"""Which names rewards and evaluation sets may have: they become columns, keys of metrics, files and labels, and must
+clash with none.
 
 Databases and some file systems do not tell A from a, and metrics write _ for -; so names are compared without either.
 """
@@ -17,27 +18,28 @@ COLUMNS = frozenset(
 METRICS = frozenset({"mean", "std", "std_per_prompt"})  # reward/mean is that of the batch, not of a reward named mean
 
 
-def check_reward_name(name: str) -> None:
-    """Raises UserError for a name that no reward can have."""
+def check_name(group: str, name: str) -> None:
+    """Raises UserError for a name that no reward ("rewards"), or no evaluation set ("evaluation.sets"), can have."""
     if not NAME.fullmatch(name):
+        what = "a reward" if group == "rewards" else "an evaluation set"
         raise UserError(
-            f"rewards.{shown(name)}: {quoted(name)} cannot be a reward, whose name is of letters, digits, '_' and '-', "
+            f"{group}.{shown(name)}: {quoted(name)} cannot be {what}, whose name is of letters, digits, '_' and '-', "
             "at most 100, and begins with a letter or digit: rename it"
         )
-    if folded(name) in COLUMNS | METRICS:
+    if group == "rewards" and folded(name) in COLUMNS | METRICS:
         raise UserError(
             f"rewards.{name}: {name!r} cannot be a reward, as a column or metric of every run has that name: rename it"
         )
 
 
-def check_different(names: Iterable[str]) -> None:
-    """Raises UserError for two rewards that somewhere would be one."""
+def check_different(group: str, names: Iterable[str]) -> None:
+    """Raises UserError for two rewards, or evaluation sets, that somewhere would be one."""
     seen: dict[str, str] = {}
     for name in names:
         other = seen.setdefault(folded(name), name)
         if other != name:
             raise UserError(
-                f"rewards.{other} and rewards.{name} differ only in case or in - and _, which databases and metrics do "
+                f"{group}.{other} and {group}.{name} differ only in case or in - and _, which databases and metrics do "
                 "not tell apart: rename one"
             )
 

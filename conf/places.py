@@ -46,11 +46,13 @@ def by_name(value: Any) -> Any:
 
 def write_out(config: Config) -> None:
     """Replaces every place in `config` by where it is. Raises UserError for one that cannot be."""
-    for key in PLACES:
-        section, _, name = key.rpartition(".")
-        owner = attrgetter(section)(config)
-        if (value := getattr(owner, name)) is not None:
-            setattr(owner, name, _place(key, value))
+    groups: list[tuple[str, Any]] = [(key, attrgetter(key.rpartition(".")[0])(config)) for key in PLACES]
+    for name, own in config.evaluation.sets.items():
+        groups.append((f"evaluation.sets.{name}.prompts.file", own.prompts))
+    for key, group in groups:
+        name = key.rpartition(".")[2]
+        if (value := getattr(group, name)) is not None:
+            setattr(group, name, _place(key, value))
     if config.ray.temp_dir is not None:
         config.ray.temp_dir = str(Path(config.ray.temp_dir).absolute())
 

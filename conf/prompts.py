@@ -13,29 +13,30 @@ from prompts.sets import named_sets, prompts_of
 LONGEST = 1000
 
 
-def resolve_prompts(prompts: PromptsConfig) -> list[str]:
-    """The prompts that `prompts` asks for, in a fixed order, stripped, none twice. Raises UserError."""
+def resolve_prompts(prompts: PromptsConfig, key: str = "prompts") -> list[str]:
+    """The prompts that `prompts`, the group of settings `key`, asks for, in a fixed order, stripped, none twice.
+    Raises UserError."""
     given = {"set": prompts.set, "list": prompts.list, "file": prompts.file}
-    chosen = [f"prompts.{name}" for name, value in given.items() if value is not None]
+    chosen = [f"{key}.{name}" for name, value in given.items() if value is not None]
     if len(chosen) != 1:
         raise UserError(
-            f"{' and '.join(chosen) or 'none of prompts.set, prompts.list and prompts.file'} "
+            f"{' and '.join(chosen) or f'none of {key}.set, {key}.list and {key}.file'} "
             f"{'are' if chosen else 'is'} given: give exactly one"
         )
     if prompts.set is not None:
-        return _named_set(prompts.set)
+        return _named_set(prompts.set, key)
     if prompts.list is not None:
-        return _checked(prompts.list, "prompts.list", "entry")
+        return _checked(prompts.list, f"{key}.list", "entry")
     assert prompts.file is not None
-    return _checked(lines_of(prompts.file), f"prompts.file={shown(prompts.file)}", "line", blank_is_skipped=True)
+    return _checked(lines_of(prompts.file), f"{key}.file={shown(prompts.file)}", "line", blank_is_skipped=True)
 
 
-def _named_set(name: str) -> list[str]:
+def _named_set(name: str, key: str) -> list[str]:
     known = named_sets()
     if name not in known:
         close = difflib.get_close_matches(name[:100], known, n=1)
         guess = f", did you mean {close[0]}?" if close else ""
-        raise UserError(f"prompts.set={shown(name)} is not a prompt set{guess}: there are {', '.join(known)}")
+        raise UserError(f"{key}.set={shown(name)} is not a prompt set{guess}: there are {', '.join(known)}")
     return prompts_of(name)
 
 

@@ -9,9 +9,24 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from conf.declaration import AT_LEAST_ONE, CPUS, NOT_NEGATIVE, POSITIVE, SHARE, THREADS, Range, between, free, setting
+from conf.declaration import (
+    AT_LEAST_ONE,
+    CPUS,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    THREADS,
+    Range,
+    between,
+    free,
+    or_null,
+    setting,
+)
 
 Texts = list[str]  # by a name of its own, because a field called `list` hides the type
+STEPS = Range(lambda x: 1 <= x <= 1000, "must lie between 1 and 1000, the steps that models are trained on")
+ETA = Range(lambda x: 0 < x <= 1, "must be above 0 (without noise there is no policy to train) and at most 1")
+GUIDANCE = Range(lambda x: x >= 1, "must be at least 1, which is no guidance")
 
 
 class DType(StrEnum):
@@ -81,21 +96,9 @@ class PromptsConfig:
 
 @dataclass
 class SamplingConfig:
-    steps: int = setting(
-        50,
-        "denoising steps, the length T of the MDP's episode",
-        Range(lambda x: 1 <= x <= 1000, "must lie between 1 and 1000, the steps that models are trained on"),
-    )
-    eta: float = setting(
-        1.0,
-        "DDIM's eta; 0 is deterministic and has no policy gradient",
-        Range(lambda x: 0 < x <= 1, "must be above 0 (without noise there is no policy to train) and at most 1"),
-    )
-    guidance: float = setting(
-        5.0,
-        "classifier-free guidance scale, in rollout and in training",
-        Range(lambda x: x >= 1, "must be at least 1, which is no guidance"),
-    )
+    steps: int = setting(50, "denoising steps, the length T of the MDP's episode", STEPS)
+    eta: float = setting(1.0, "DDIM's eta; 0 is deterministic and has no policy gradient", ETA)
+    guidance: float = setting(5.0, "classifier-free guidance scale, in rollout and in training", GUIDANCE)
     latents_dtype: DType = setting(DType.float32, "as stored; log-probs are computed on the rounded latents")
 
 
@@ -126,8 +129,10 @@ class WorkerConfig:
 @dataclass
 class RewardConfig:
     path: str = setting("???", "a built-in name (see docs/rewards.md) or module:Class")
-    weight: float = setting(
-        1.0, "in the sum that is trained on; in a product, the exponent", between(-1_000_000, 1_000_000)
+    weight: float | None = setting(
+        1.0,
+        "in the sum that is trained on; in a product, the exponent; null: only for evaluation sets that name it",
+        or_null(between(-1_000_000, 1_000_000)),
     )
     range: tuple[float, float] | None = setting(
         None, "the scores that a product takes as 0 and 1; beyond them it is cut"
@@ -159,9 +164,7 @@ class LearnerConfig:
     weight_decay: float = setting(1e-4, "AdamW's", NOT_NEGATIVE)
     optimizer_steps: int = setting(2, "a batch; ddpo_sf takes one", AT_LEAST_ONE)
     train_steps: int | None = setting(
-        None,
-        "of the denoising steps, the first so many; none trains on all",
-        Range(lambda x: x is None or x >= 1, "must be at least 1"),
+        None, "of the denoising steps, the first so many; none trains on all", or_null(AT_LEAST_ONE)
     )
     clip_range: float = setting(1e-4, "of the ratio of mean-over-dimensions log-probs", POSITIVE)
     advantage_clip: float = setting(5.0, "largest absolute advantage, in standard deviations", POSITIVE)
@@ -185,13 +188,34 @@ class LearnerConfig:
 
 
 @dataclass
+class SetSamplingConfig:
+    """Where an evaluation set is sampled otherwise than the run; null: as the run."""
+
+    steps: int | None = setting(None, "denoising steps; null: sampling.steps", or_null(STEPS))
+    eta: float | None = setting(None, "DDIM's; null: sampling.eta", or_null(ETA))
+    guidance: float | None = setting(None, "null: sampling.guidance", or_null(GUIDANCE))
+
+
+@dataclass
+class EvaluationSetConfig:
+    """A further fixed set of pairs. What it does not say is as in the set `train`, which every run has."""
+
+    prompts: PromptsConfig = field(default_factory=PromptsConfig)
+    count: int | None = setting(None, "(prompt, seed) pairs; null: evaluation.count", or_null(AT_LEAST_ONE))
+    every: int | None = setting(None, "versions from one to the next; null: evaluation.every", or_null(AT_LEAST_ONE))
+    rewards: Texts | None = setting(None, "names of rewards; null: all that are trained on")
+    sampling: SetSamplingConfig = field(default_factory=SetSamplingConfig)
+
+
+@dataclass
 class EvaluationConfig:
-    """A fixed set of (prompt, seed) pairs, drawn from the run's prompts and seed, scored at version 0, at every
-    `every`-th version and at the last."""
+    """The set `train`: (prompt, seed) pairs drawn from the run's prompts and seed, scored at version 0, at every
+    `every`-th version and at the last. And further sets, by name."""
 
     count: int = setting(128, "(prompt, seed) pairs", AT_LEAST_ONE)
     every: int = setting(10, "versions from one evaluation to the next", AT_LEAST_ONE)
-    grid: int = setting(16, "of these pictures, how many a sample grid shows", AT_LEAST_ONE)
+    grid: int = setting(16, "of a set's pictures, how many a sample grid shows", AT_LEAST_ONE)
+    sets: dict[str, EvaluationSetConfig] = field(default_factory=dict)
 
 
 @dataclass

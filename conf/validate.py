@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from common.errors import UserError, quoted, shown
+from conf.evaluations import FIRST, sets_of
 from conf.names import check_different
 from conf.places import check_room_for_sockets
 from conf.prompts import resolve_prompts
@@ -30,6 +31,9 @@ def validate(config: Config) -> None:
     _check_types(config)
     check_room_for_sockets(config)
     resolve_prompts(config.prompts)
+    for name, one in sets_of(config).items():
+        if one.prompts is not None:
+            resolve_prompts(one.prompts, f"evaluation.sets.{name}.prompts")
 
 
 def cluster_fits(config: Config, resources: dict[str, float]) -> None:
@@ -90,7 +94,10 @@ def _check_names(config: Config) -> None:
             f"run.name={quoted(config.run.name)} must be a folder's name of letters, digits, '_', '-' and '.', "
             "beginning with a letter or digit; where the folder lies is run.dir"
         )
-    check_different(config.rewards)
+    check_different("rewards", config.rewards)
+    check_different("evaluation.sets", [FIRST, *config.evaluation.sets])
+    if FIRST in config.evaluation.sets:
+        raise UserError(f"evaluation.sets.{FIRST}: evaluation.count and evaluation.every are that set's, rename yours")
     if not config.model.lora.targets:
         raise UserError("model.lora.targets is empty: name the layers to train, such as [to_q, to_k, to_v, to_out.0]")
 
@@ -110,11 +117,13 @@ def _check_sizes(config: Config) -> None:
             if size >= 4
             else f"buffer.batch_size={size} is too small: a batch has at least four orders, so take 4 or more"
         )
-    if evaluation.count % order:
-        raise UserError(
-            f"evaluation.count={evaluation.count} is not divisible by buffer.order_size={order}: "
-            f"take {_nearest_multiple(evaluation.count, order)}"
-        )
+    for name, one in sets_of(config).items():
+        if one.count % order:
+            key = "evaluation.count" if name == FIRST else f"evaluation.sets.{name}.count"
+            raise UserError(
+                f"{key}={one.count} is not divisible by buffer.order_size={order}: "
+                f"take {_nearest_multiple(one.count, order)}"
+            )
     if evaluation.grid > evaluation.count:
         raise UserError(
             f"evaluation.grid={evaluation.grid} is more than evaluation.count={evaluation.count}: lower evaluation.grid"
@@ -153,10 +162,21 @@ def _check_learner(config: Config) -> None:
 def _check_rewards(config: Config) -> None:
     if not config.rewards:
         raise UserError("no reward is set: add one, such as rewards.compressibility.path=compressibility")
-    if all(reward.weight == 0 for reward in config.rewards.values()):
+    if not any(reward.weight for reward in config.rewards.values()):
         names = ", ".join(f"rewards.{name}.weight" for name in config.rewards)
         raise UserError(f"nothing to train on with {names} at 0: raise one")
+    sets = sets_of(config)
+    for name, one in sets.items():
+        if not one.rewards or len({*one.rewards}) < len(one.rewards) or not {*one.rewards} <= {*config.rewards}:
+            raise UserError(
+                f"evaluation.sets.{name}.rewards={shown(list(one.rewards))} must be names of rewards, each once: "
+                f"there are {', '.join(config.rewards)}"
+            )
     for name, reward in config.rewards.items():
+        if reward.weight is None and not any(name in one.rewards for one in sets.values()):
+            raise UserError(f"rewards.{name}.weight=null, and no evaluation set names {name}: give it to one's rewards")
+        if reward.weight is None:
+            continue
         if config.combine is Combine.product and reward.range is None:
             raise UserError(
                 f"combine=product needs rewards.{name}.range, the scores that count as 0 and 1, such as [0.0, 1.0]"

@@ -14,6 +14,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from buffer.orders import Evaluation
+from conf.evaluations import FIRST
 from monitoring.advice import Advice
 
 
@@ -23,7 +25,7 @@ class Snapshot:
 
     trained: int  # batches
     rows: list[dict[str, float]]  # of metrics.jsonl, one a batch, oldest first
-    evaluations: dict[int, float | None]  # mean reward of the evaluation set by version; None where no picture has one
+    evaluations: dict[Evaluation, float | None]  # mean reward; None where no picture has one
     waiting: dict[str, float]  # share of its time that each worker waited, 0 to 1
     orders: dict[str, int]  # how many orders of untrained batches are in each state
     evaluating: int  # orders of evaluations that are not over
@@ -33,7 +35,7 @@ class Snapshot:
     mirror_behind: int | None = None  # trained batches that the mirror does not have yet; None without a mirror
     advice: Advice | None = None  # who holds the run up; None while too little is known
     earlier: int | None = None  # of `rows`, how many earlier starts wrote; None at a run's first start
-    earlier_evaluations: frozenset[int] = frozenset()  # versions of `evaluations` that they wrote
+    earlier_evaluations: frozenset[Evaluation] = frozenset()  # of `evaluations`, those that they wrote
 
 
 @dataclass
@@ -47,7 +49,7 @@ class Display:
     said_what_is_first: bool = False
     goes_on: bool = False  # with what earlier starts did and printed
     printed: int = 0
-    printed_evaluations: set[int] = field(default_factory=set)
+    printed_evaluations: set[Evaluation] = field(default_factory=set)
     printed_notes: set[str] = field(default_factory=set)
     advised: dict[str, tuple[int, int]] = field(default_factory=dict)  # what was last said to be raised
 
@@ -80,8 +82,9 @@ class Display:
         if now.evaluating and not now.trained and not self.said_what_is_first:
             self.said_what_is_first = True
             self.say("the evaluation of version 0 comes first, then the batches")
-        for version in sorted(set(now.evaluations) - self.printed_evaluations):
-            self.say(f"evaluation at version {version}: {_mean_in_words(now.evaluations[version])}")
+        for evaluation in sorted(set(now.evaluations) - self.printed_evaluations):
+            where = f"version {evaluation.version}{_set_in_words(evaluation)}"
+            self.say(f"evaluation at {where}: {_mean_in_words(now.evaluations[evaluation])}")
         self.printed_evaluations = set(now.evaluations)
         for row in now.rows[self.printed :]:
             self.say(self._line(row, now))
@@ -128,8 +131,8 @@ class Display:
             gap, clipped = _shown(row, "ratio/gap", "z.1e"), _shown(row, "clip_fraction", "z.1%")
             facts.add_row("ratio", f"gap before the update {gap}, clipped {clipped}")
             facts.add_row("KL to base", f"{_shown(row, 'kl/base', 'z.4g')} nats a trajectory")
-        for version, evaluated in sorted(now.evaluations.items())[-3:]:
-            facts.add_row(f"evaluation at {version}", _mean_in_words(evaluated))
+        for evaluation, evaluated in sorted(now.evaluations.items())[-3:]:
+            facts.add_row(f"evaluation at {evaluation.version}{_set_in_words(evaluation)}", _mean_in_words(evaluated))
         orders = [f"{count} {state.replace('_', ' ')}" for state, count in sorted(now.orders.items())]
         orders += [f"{now.evaluating} of evaluations to come"] if now.evaluating else []
         facts.add_row("orders", ", ".join(orders) or "none")
@@ -160,6 +163,10 @@ def _shown(row: dict[str, float], key: str, form: str) -> str:
     """A number that not every batch has: there is no gap without fresh data, no speed before the second batch."""
     value = row.get(key, math.nan)
     return format(value, form) if math.isfinite(value) else "–"
+
+
+def _set_in_words(evaluation: Evaluation) -> str:
+    return f" on {evaluation.set}" if evaluation.set != FIRST else ""
 
 
 def _mean_in_words(mean: float | None) -> str:

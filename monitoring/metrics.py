@@ -1,7 +1,7 @@
 """A run's curves: `metrics.jsonl`, one JSON object a batch or an evaluation, and the same numbers for TensorBoard.
 
-{"batch": 7, "time": ..., "reward/mean": ...}      ──►  reward/mean              at step 7
-{"version": 7, "time": ..., "reward/mean": ...}    ──►  evaluation/reward/mean   at step 7
+{"batch": 7, "time": ..., "reward/mean": ...}                       ──►  reward/mean    at step 7
+{"version": 7, "time": ..., "evaluation/train/reward/mean": ...}    ──►  the same key   at step 7
 """
 
 import json
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
+from buffer.orders import Evaluation
 from buffer.run_folder import RunFolder
 from common.files import write_atomically
 
@@ -20,7 +21,7 @@ class MetricsLog:
     """Appends one row a batch. What lies beyond `trained` batches is cut off first: those batches are trained again.
 
     A row is {"batch": int, "time": unix seconds, "reward/mean": float, ...}; an evaluation's row has "version" in the
-    place of "batch". Numbers that are not finite are left out.
+    place of "batch", and its set in every key. Numbers that are not finite are left out.
     """
 
     def __init__(self, run_dir: Path, trained: int) -> None:
@@ -29,9 +30,9 @@ class MetricsLog:
         self.rows = [row for row in rows if row.get("batch", row.get("version", 0) - 1) < trained]
         write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
         self.batches = {row["batch"] for row in self.rows if "batch" in row}
-        self.versions = {row["version"] for row in self.rows if "version" in row}
+        self.evaluated = {each for each, _ in self.evaluations()}
         self.earlier_batches = len(self.batches)  # rows of earlier starts
-        self.earlier_versions = frozenset(int(version) for version in self.versions)
+        self.earlier_evaluations = frozenset(self.evaluated)
         self.last = 0.0  # when the last row of this start was written
         self.writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=trained)
         for row in self.rows:  # the purge knows one step for all curves, and an evaluation of the newest version stays
@@ -47,10 +48,16 @@ class MetricsLog:
             self.last = now
             self._append({"batch": batch, "time": now, **row, **speed})
 
-    def add_evaluation(self, version: int, row: dict[str, float]) -> None:
-        if version not in self.versions:
-            self.versions.add(version)
-            self._append({"version": version, "time": time.time(), **row})
+    def add_evaluation(self, evaluation: Evaluation, row: dict[str, float]) -> None:
+        """row: at least one finite number, by which the set is known again."""
+        if evaluation not in self.evaluated:
+            self.evaluated.add(evaluation)
+            named = {f"evaluation/{evaluation.set}/{key}": value for key, value in row.items()}
+            self._append({"version": evaluation.version, "time": time.time(), **named})
+
+    def evaluations(self) -> list[tuple[Evaluation, dict[str, float]]]:
+        """The rows of evaluations, oldest first."""
+        return [(each, row) for row in self.rows if (each := evaluation_of(row)) is not None]
 
     def close(self) -> None:
         self.writer.close()
@@ -65,8 +72,14 @@ class MetricsLog:
         self._draw(row)
 
     def _draw(self, row: dict[str, float]) -> None:
-        step, kind = (row["batch"], "") if "batch" in row else (row["version"], "evaluation/")
+        step = row["batch"] if "batch" in row else row["version"]
         for name, value in row.items():
             if name not in ("batch", "version", "time"):
-                self.writer.add_scalar(f"{kind}{name}", value, step, walltime=row["time"])
+                self.writer.add_scalar(name, value, step, walltime=row["time"])
         self.writer.flush()
+
+
+def evaluation_of(row: dict[str, float]) -> Evaluation | None:
+    """What a row is of; None for a batch's."""
+    name = next((key.split("/")[1] for key in row if key.startswith("evaluation/")), None)
+    return Evaluation(int(row["version"]), name) if name else None

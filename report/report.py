@@ -12,6 +12,7 @@ from string import Template
 from buffer.run_folder import RunFolder
 from common.files import write_atomically
 from common.terminal import print_anywhere
+from conf.evaluations import FIRST
 from report import sections
 
 PAGE = Path(__file__).resolve().parent / "page.html"
@@ -25,7 +26,7 @@ def write_report(run_dir: Path) -> Path:
         headline=sections.headline(run),
         cards=sections.cards(run),
         pictures=pictures(run),
-        reward=sections.reward_curve(run),
+        reward=sections.reward_curve(run) + "".join(further_set(run, name) for name in run.sets if name != FIRST),
         curves=sections.curves(run),
         prompts=sections.prompts(run),
         time=sections.where_time_went(run),
@@ -40,10 +41,10 @@ def write_report(run_dir: Path) -> Path:
 
 def pictures(run: RunFolder) -> str:
     """The first and the last grid side by side, and a slider through all of them."""
-    if not run.grids:
+    if not (grids := run.grids[FIRST]):
         return ""
-    versions = spread(sorted(run.grids), 12)
-    sources = {v: f"data:image/png;base64,{base64.b64encode(run.grids[v].read_bytes()).decode()}" for v in versions}
+    versions = spread(sorted(grids), 12)
+    sources = {version: _source(grids[version]) for version in versions}
     first, last = versions[0], versions[-1]
     if first == last:
         only = _figure(sources[first], _after(first))
@@ -62,6 +63,19 @@ def pictures(run: RunFolder) -> str:
         f"<section><h2>Before and after</h2><p>Every cell is the same prompt and the same seed in both grids{grey}.</p>"
         f'<div class="pair">{pair}</div>{slider}<div class="frames" hidden>{frames}</div></section>'
     )
+
+
+def further_set(run: RunFolder, name: str) -> str:
+    """What the report says of an evaluation set besides the first: its rewards, and its first and last grid."""
+    grids = run.grids.get(name, {})
+    versions = [min(grids), max(grids)] if grids else []
+    figures = "".join(_figure(_source(grids[version]), _after(version)) for version in dict.fromkeys(versions))
+    pair = f'<div class="pair">{figures}</div>' if figures else ""
+    return f"<section><h2>Evaluation set {html.escape(name)}</h2>{sections.rewards_of_set(run, name)}{pair}</section>"
+
+
+def _source(picture: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
 
 
 def _after(version: int) -> str:

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from buffer.run_folder import RunFolder
 from common.errors import UserError
 from common.machine import describe, machine_info
@@ -82,20 +84,29 @@ def cards(run: RunFolder) -> str:
 def reward_curve(run: RunFolder) -> str:
     """The reward of training batches and of the evaluation set, and what each single reward did."""
     batches, values = series(run.batches, MEAN_REWARD)
-    points = curve(run.evaluations)
-    versions, means = [float(point.version) for point in points], [point.mean for point in points]
-    errors = [point.standard_error for point in points]
-    curves = [Curve("evaluation set", versions, means, kind="points", errors=errors)]
+    curves, points = [_evaluation_curve(run.evaluations, "reward", "evaluation set")], curve(run.evaluations)
     if batches:
         curves.append(Curve("training batch", batches, values, kind="faint"))
-    baseline = means[0] if versions[:1] == [0] else None
+    baseline = points[0].mean if points and points[0].version == 0 else None
     drawing = chart(curves, width=980, height=340, x_label="batches trained", baseline=baseline)
     if not drawing:
         return ""
     legend = '<p class="legend"><span class="c0">● evaluation set, mean ± standard error</span>'
     legend += '<span class="c1">— training batches</span>' if batches else ""
     legend += "<span>┄ before training</span>" if baseline is not None else ""
-    return f"<section><h2>Reward</h2>{legend}</p>{drawing}{_comparison_table(run)}</section>"
+    return f"<section><h2>Reward</h2>{legend}</p>{drawing}{_comparison_table(run.evaluations)}</section>"
+
+
+def rewards_of_set(run: RunFolder, name: str) -> str:
+    """A chart of each reward of an evaluation set, and before and after."""
+    evaluations = run.sets[name]
+    names = reward_names(evaluations[min(evaluations)])
+    charts = [
+        f'<div class="small"><h3>{html.escape(reward)}</h3>{drawing}</div>'
+        for reward in names
+        if (drawing := chart([_evaluation_curve(evaluations, reward, reward)], width=320, height=150))
+    ]
+    return f'<div class="grid">{"".join(charts)}</div>{_comparison_table(evaluations)}'
 
 
 def curves(run: RunFolder) -> str:
@@ -203,12 +214,19 @@ def shown(value: Any) -> str:
     return "–" if value is None or value == "" else str(getattr(value, "value", value))
 
 
-def _comparison_table(run: RunFolder) -> str:
+def _evaluation_curve(evaluations: dict[int, pa.Table], reward: str, title: str) -> Curve:
+    points = curve(evaluations, reward)
+    versions, means = [float(point.version) for point in points], [point.mean for point in points]
+    return Curve(title, versions, means, kind="points", errors=[point.standard_error for point in points])
+
+
+def _comparison_table(evaluations: dict[int, pa.Table]) -> str:
     """The trained reward and each single one, before and after over the same pairs."""
-    if not run.evaluations:
+    if not evaluations:
         return ""
-    names = reward_names(run.evaluations[min(run.evaluations)])
-    compared = [compare_tables(run.evaluations, name) for name in ("reward", *(names if len(names) > 1 else ()))]
+    names = reward_names(evaluations[min(evaluations)])
+    trained = compare_tables(evaluations, "reward")
+    singles = [compare_tables(evaluations, name) for name in names] if len(names) > 1 or trained is None else []
     rows = [
         (
             change.reward,
@@ -218,7 +236,7 @@ def _comparison_table(run: RunFolder) -> str:
             signed(change.gain),
             str(change.count),
         )
-        for change in compared
+        for change in [trained, *singles]
         if change is not None
     ]
     head = ("", "before: mean ± std", "after: mean ± std", "difference ± standard error", "in stds before", "pairs")

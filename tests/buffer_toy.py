@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,26 +10,29 @@ import numpy as np
 import pyarrow as pa
 
 from buffer.buffer import TrajectoryBuffer
-from buffer.orders import Order, Plan, Version
+from buffer.orders import FixedSet, Order, Plan, Version
 from buffer.protocol import Claim, Lease, TakenBatch
 from buffer.rows import Combination
-from buffer.rules import Rules
+from buffer.rules import Rules, SetRules
 from buffer.schema import rollout_table
 from buffer.store import write_batch
 
-PLAN = Plan(seed=7, prompts=("a cat", "a dog", "a bee"), batch_size=8, order_size=2, evaluation_count=4)
+PROMPTS = ("a cat", "a dog", "a bee")
+TRAIN = FixedSet("train", 4, PROMPTS)
+PLAN = Plan(seed=7, prompts=PROMPTS, batch_size=8, order_size=2, sets=(TRAIN,))
 V0 = Version(0, "weights-0")
 ONE_REWARD = Combination({"size": 1.0})
 
 
 def buffer(run_dir: Path, plan: Plan = PLAN, **changed: Any) -> TrajectoryBuffer:
-    """changed: fields of `Rules`, "combination" or "clock"."""
+    """changed: fields of `Rules`, "evaluate_versions" of the one set, "combination" or "clock"."""
     combination = changed.pop("combination", ONE_REWARD)
     clock = changed.pop("clock", lambda: 1000.0)
     return TrajectoryBuffer(run_dir, plan, rules(plan, combination, **changed), combination, clock)
 
 
 def rules(plan: Plan = PLAN, combination: Combination = ONE_REWARD, **changed: Any) -> Rules:
+    rewards = tuple(combination.weights)
     settings: dict[str, Any] = {
         "batches": 3,
         "max_staleness": 1,
@@ -38,8 +42,9 @@ def rules(plan: Plan = PLAN, combination: Combination = ONE_REWARD, **changed: A
         "lease_timeouts": dict.fromkeys(combination.weights, 10.0),
         "train_timeout_s": 100.0,
         "max_failed_share": 0.25,
+        "sets": {"train": SetRules(changed.pop("evaluate_versions", ()), rewards)},
     }
-    return Rules(sizes=plan.sizes, rewards=tuple(combination.weights), **settings | changed)
+    return Rules(sizes=plan.sizes, rewards=rewards, **settings | changed)
 
 
 def rolled_out(order: Order, version: Version, device: str = "", shape: tuple[int, ...] = (2, 3, 3)) -> pa.Table:
@@ -52,7 +57,7 @@ def rolled_out(order: Order, version: Version, device: str = "", shape: tuple[in
         "timesteps": np.tile(np.arange(steps, 0, -1, dtype=np.int32), (n, 1)),
         "log_probs": rng.standard_normal((n, steps), np.float32),
     }
-    return rollout_table(order, rng.integers(0, 255, (n, 4, 4, 3), np.uint8), path if order.batch is not None else {})
+    return rollout_table(order, rng.integers(0, 255, (n, 4, 4, 3), np.uint8), {} if order.evaluation else path)
 
 
 def scored(lease: Lease, **columns: list[Any]) -> pa.Table:
@@ -117,23 +122,24 @@ def train(b: TrajectoryBuffer, learner: str = "learner") -> TakenBatch | None:
     return taken
 
 
-def finish(b: TrajectoryBuffer) -> None:
-    """A run without faults, to its end."""
+def finish(b: TrajectoryBuffer, rewards: Sequence[str] = ()) -> None:
+    """A run without faults, to its end. rewards: all that there are, if more than those that are trained on."""
     start(b)
     for _ in range(1000):
         if b.finished:
             return
-        moved = [roll_out(b), *[score(b, reward) for reward in b.combination.weights], train(b)]
+        moved = [roll_out(b), *[score(b, reward) for reward in rewards or b.combination.weights], train(b)]
         publish(b)
         assert any(moved) or b.finished, b.news()
     raise AssertionError("the run does not end")
 
 
-def evaluations(b: TrajectoryBuffer) -> dict[int, pa.Table]:
-    """Rows of the finished evaluations by version."""
-    return {version: b.evaluation(version, 0)[0] for version, rows in sorted(b.state.evaluations.items()) if rows}
+def evaluations(b: TrajectoryBuffer, name: str = "train") -> dict[int, pa.Table]:
+    """Rows of a set's finished evaluations by version."""
+    finished = [each for each, rows in sorted(b.state.evaluations.items()) if rows and each.set == name]
+    return {each.version: b.evaluation(each, 0)[0] for each in finished}
 
 
 def missed(b: TrajectoryBuffer) -> list[int]:
     """Versions whose evaluation was missed."""
-    return [version for version, rows in b.state.evaluations.items() if rows is None]
+    return [evaluation.version for evaluation, rows in b.state.evaluations.items() if rows is None]

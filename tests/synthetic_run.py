@@ -38,7 +38,7 @@ def evaluation_table(version: int, rewards: np.ndarray, set_aside: tuple[int, ..
 def write_evaluation(run_dir: Path, version: int, rewards: np.ndarray, set_aside: tuple[int, ...] = ()) -> None:
     (run_dir / "evaluation").mkdir(parents=True, exist_ok=True)
     table = evaluation_table(version, rewards, set_aside)
-    pq.write_table(table, run_dir / "evaluation" / f"v{version:05d}.e0001.{version:05d}.parquet")
+    pq.write_table(table, run_dir / "evaluation" / f"v{version:05d}.train.e0001.{version:05d}.parquet")
 
 
 def synthetic_run(folder: Path, batches: int = 40) -> Path:
@@ -70,7 +70,9 @@ def synthetic_run(folder: Path, batches: int = 40) -> Path:
         write_evaluation(run_dir, version, rewards, set_aside=(3,) if version == batches else ())
         ramp = np.linspace(0, 255 - 2 * version, 64 * 64 * 3).reshape(64, 64, 3)
         images = np.stack([np.roll(ramp, row * 7, axis=0) for row in range(16)]).astype(np.uint8)
-        save_grid(run_dir / "samples" / f"v{version:05d}.png", images, [f"animal {i} in a place" for i in range(16)])
+        save_grid(
+            run_dir / "samples" / f"v{version:05d}.train.png", images, [f"animal {i} in a place" for i in range(16)]
+        )
     (run_dir / "trajectories").mkdir()
     for attempt in (1, 2):  # the second is the one that was trained
         table = pa.table({"age": pa.array([0, 1, 0]), "set_aside": [None, None, "the reward was nan"]})

@@ -32,7 +32,7 @@ from report.report import write_report
 from rewards.base import try_out
 from rewards.registry import resolve
 from workers.publisher import Publisher
-from workers.sampler import Sampler
+from workers.sampler import Sampler, policies_of
 from workers.scorer import NothingScored, Scorer
 from workers.trainer import Trainer
 
@@ -63,7 +63,8 @@ def run(config: Config, prompts: Sequence[str]) -> Path:
         clocks = {"learner-0.0": Clock(), "sampler-0.0": Clock()} | {f"reward-{r.name}-0.0": Clock() for r in rewards}
         trainer = Trainer("learner-0.0", learner, buffer, run_dir, clocks["learner-0.0"])
         needs = learner.objective.needs
-        sampler = Sampler("sampler-0.0", policy, needs, buffer, lambda weights: weights, clocks["sampler-0.0"])
+        policies = policies_of(policy, config)
+        sampler = Sampler("sampler-0.0", policies, needs, buffer, lambda weights: weights, clocks["sampler-0.0"])
         workers: list[tuple[Sampler | Scorer | Trainer, int]] = [(sampler, config.samplers.threads)]
         for reward in rewards:
             name, own = f"reward-{reward.name}-0.0", config.rewards[reward.name]

@@ -12,9 +12,11 @@ import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
-from buffer.orders import Version
+from buffer.orders import Evaluation, Version
 from buffer.protocol import News
+from buffer.run_folder import grid_path
 from common.errors import UserError
+from conf.evaluations import sets_of
 from conf.schema import Config
 from learner import recovery
 from monitoring.metrics import MetricsLog
@@ -28,7 +30,7 @@ class PublishingBuffer(Protocol):
 
     def current(self) -> tuple[Version, str] | None: ...
     def publish(self, version: Version, weights: Any) -> None: ...
-    def evaluation(self, version: int, pictures: int) -> tuple[pa.Table, dict[int, np.ndarray] | None]: ...
+    def evaluation(self, evaluation: Evaluation, pictures: int) -> tuple[pa.Table, dict[int, np.ndarray] | None]: ...
     def evaluation_missed(self, version: int, why: str) -> None: ...
 
 
@@ -58,7 +60,7 @@ class Publisher:
             self._publish(version, recovery_point, news, more)
         self.shared = {version: shared for version, shared in self.shared.items() if version in news.served}
         for evaluated in news.evaluations:
-            if evaluated not in self.log.versions:
+            if evaluated not in self.log.evaluated:
                 self._record_evaluation(evaluated)
 
     def save_lora(self) -> None:
@@ -96,12 +98,18 @@ class Publisher:
             return
         self.buffer.publish(version, self.shared[version])
 
-    def _record_evaluation(self, version: int) -> None:
+    def _record_evaluation(self, evaluation: Evaluation) -> None:
         grid = self.config.evaluation.grid
-        rows, pictures = self.buffer.evaluation(version, grid)
-        drawn = cells(rows.slice(0, grid), pictures or {}, tuple(self.config.rewards))
+        rewards = sets_of(self.config)[evaluation.set].rewards
+        rows, pictures = self.buffer.evaluation(evaluation, grid)
+        drawn = cells(rows.slice(0, grid), pictures or {}, rewards)
         if drawn is not None:
-            save_grid(self.run_dir / "samples" / f"v{version:05d}.png", *drawn)
-        scores = rows["reward"].drop_null().to_numpy()
-        known = {"reward/mean": float(scores.mean()), "reward/std": float(scores.std())} if len(scores) else {}
-        self.log.add_evaluation(version, known)
+            save_grid(self.run_dir / grid_path(evaluation), *drawn)
+        row = {"pictures": float(rows["set_aside"].null_count)}
+        for name in ("reward", *rewards):
+            scores = rows[name].drop_null().to_numpy()
+            if len(scores) and name == "reward":
+                row |= {"reward/mean": float(scores.mean()), "reward/std": float(scores.std())}
+            elif len(scores):
+                row[f"reward/{name}"] = float(scores.mean())
+        self.log.add_evaluation(evaluation, row)

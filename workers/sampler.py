@@ -10,9 +10,16 @@ from buffer.protocol import Buffer
 from buffer.schema import rollout_table
 from common.blame import describe, is_the_workers
 from common.clock import Clock
+from conf.evaluations import sets_of
+from conf.schema import Config
 from learner.objectives.objective import Needs
 from policy.policy import Policy
 from policy.rollout import NonFinite, rollout
+
+
+def policies_of(policy: Policy, config: Config) -> dict[str, Policy]:
+    """By evaluation set, and "" for batches: one network with one LoRA, each sampled in its own way."""
+    return {"": policy} | {name: policy.with_sampling(one.sampling) for name, one in sets_of(config).items()}
 
 
 class Sampler:
@@ -21,15 +28,17 @@ class Sampler:
     def __init__(
         self,
         name: str,
-        policy: Policy,
+        policies: Mapping[str, Policy],
         needs: Needs,
         buffer: Buffer,
         fetch: Callable[[Any], Mapping[str, Tensor]],
         clock: Clock,
     ) -> None:
-        """needs: what the objective trains on, and is stored. fetch: the LoRA of what a version was published with."""
+        """policies: see `policies_of`. needs: what the objective trains on, and is stored. fetch: the LoRA of what a
+        version was published with."""
         self.name = name
-        self.policy = policy
+        self.policies = policies
+        self.policy = policies[""]
         self.needs = needs
         self.buffer = buffer
         self.fetch = fetch
@@ -53,7 +62,8 @@ class Sampler:
                 self.loaded = claim.version
         try:
             with self.clock.on("rolling out"):
-                made = rollout(self.policy, order.prompts, order.seeds)
+                policy = self.policies[order.evaluation.set if order.evaluation else ""]
+                made = rollout(policy, order.prompts, order.seeds)
         except NonFinite as error:  # of this order, and the next may be well
             self.buffer.order_failed(order.order_id, self.name, str(error))
             return True
@@ -63,7 +73,7 @@ class Sampler:
             raise
         with self.clock.on("handing in"):
             path = {"latents": made.latents, "timesteps": made.timesteps, "log_probs": made.log_probs}
-            if order.batch is None:  # nobody trains on an evaluation
+            if order.evaluation:  # nobody trains on it
                 path = {}
             elif self.needs != "steps":
                 path = {"latents": made.latents[:, -1:]}

@@ -5,8 +5,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from safetensors.torch import load_file, save_file
 
-from buffer.orders import Plan
+from buffer.orders import Evaluation, FixedSet, Plan
 from buffer.run_folder import RunFolder
+from conf.evaluations import FIRST
 from tests.run_files import assert_same_run, trajectories
 from tests.running import launch, small, user_reward
 from tests.running_local import kill_local, run_local
@@ -84,14 +85,15 @@ FAILING_PROMPTS = """
 def with_broken_evaluation(folder: Path, evaluated: int, broken: int) -> list[str]:
     """Settings by which of `evaluated` evaluation pictures the first `broken` always fail, and none of any batch."""
     for seed in range(1000):
-        plan = Plan(seed, tuple(f"prompt {number}" for number in range(40)), 8, 2, evaluated)
-        chosen = [prompt for order in plan.evaluation(0) for prompt in order.prompts][:broken]
+        prompts = tuple(f"prompt {number}" for number in range(40))
+        plan = Plan(seed, prompts, 8, 2, (FixedSet(FIRST, evaluated, prompts),))
+        chosen = [prompt for order in plan.evaluation(Evaluation(0, FIRST)) for prompt in order.prompts][:broken]
         trained = {prompt for batch in range(BATCHES) for order in plan.batch(batch) for prompt in order.prompts}
         if not trained & set(chosen) and not {"prompt 0", "prompt 39"} & set(chosen):  # on these a reward is tried
-            prompts = [f"broken {prompt}" if prompt in chosen else prompt for prompt in plan.prompts]
+            mixed = [f"broken {prompt}" if prompt in chosen else prompt for prompt in plan.prompts]
             return [
                 f"run.seed={seed}",
-                f"prompts.list=[{','.join(prompts)}]",
+                f"prompts.list=[{','.join(mixed)}]",
                 f"evaluation.count={evaluated}",
                 "buffer.max_failed_share=0",
                 *user_reward(folder, FAILING_PROMPTS.strip()),

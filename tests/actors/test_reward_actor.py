@@ -70,7 +70,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def tried(here: Path, *settings: str) -> None:
     """Starts an actor of each reward and has it tried, as a run does."""
     config = load(["compressibility", *SMALL, "samplers.num_gpus=0", "learner.num_gpus=0", *settings])
-    plan = Plan(0, ("a cat", "two dogs"), 8, 2, 4)
+    plan = Plan(0, ("a cat", "two dogs"), 8, 2, ())
     with Driver(config, here / "run", plan, Mirroring(None, rules_of(config).served)) as driver:
         driver.try_rewards((16, 16), print)
 

@@ -22,6 +22,7 @@ from buffer.rules import Rules
 from buffer.state import File, Hold, Record, Rollout, State, Step, Trained, fold, restarted, work_of
 
 REWARD = "size"
+WANTED = {"train": ("size",), "other": ("taste",)}  # rewards of evaluation sets, as a run is told them
 TIMEOUT = 10.0
 LETTERS = "xyzuvw"
 NAMES = ("a", "b")
@@ -99,6 +100,7 @@ class World:
             return
         for after, _ in self._calls(node):
             yield after
+        yield from self._evaluations_end(node)
         for place, job in enumerate(node.workers):
             if (
                 job is not None
@@ -106,6 +108,20 @@ class World:
                 and NAMES[place] in transitions.overdue(self.rules, node.state, 0.0)
             ):
                 yield self._died(node, place, job[1])
+
+    def _evaluations_end(self, node: Node) -> Iterator[Node]:
+        """Each that has all it needs is written, as the buffer does of itself."""
+        for evaluation in self.rules.open_evaluations(node.state):
+            orders = self.rules.sizes.evaluation_orders(evaluation)
+            if not self.rules.all_over(node.state, orders):
+                continue
+            weights = node.state.trained[evaluation.version].version.digest
+            for work in (work_of(node.state, order_id) for order_id in orders):
+                if work.rollout is None or work.rollout.images.digest.split("@")[1].split(".")[0] != weights:
+                    raise Violation(f"{evaluation} has trajectories of other weights: {work.rollout}")
+                if tuple(score.reward for score in work.scores) != WANTED[evaluation.set]:
+                    raise Violation(f"{evaluation} is scored by {work.scores}, and wants {WANTED[evaluation.set]}")
+            yield self._apply(node, transitions.evaluated(self.rules, node.state, evaluation, "", 0.0))
 
     def late(self, node: Node) -> Iterator[Node]:
         """What the dead had sent arrives."""
@@ -180,10 +196,11 @@ class World:
         yield after, after.disk
 
     def _leases(self, node: Node, place: int) -> Iterator[tuple[Node, State | None]]:
-        step = transitions.lease(self.rules, node.state, REWARD, NAMES[place], 0.0)
-        if step.answer is not None:
-            job = ("scores", step.answer[0], step.answer[1].digest)
-            yield self._apply(node, step)._replace(workers=_put(node.workers, place, job)), None
+        for reward in self.rules.lease_timeouts:
+            step = transitions.lease(self.rules, node.state, reward, NAMES[place], 0.0)
+            if step.answer is not None:
+                job = ("scores", step.answer[0], step.answer[1].digest, reward)
+                yield self._apply(node, step)._replace(workers=_put(node.workers, place, job)), None
 
     def _delivered(self, node: Node, call: Any, worker: str | None) -> tuple[Node, State | None]:
         kind, *rest = call
@@ -196,10 +213,10 @@ class World:
             if step.answer:
                 node = node._replace(told=node.told - {(order_id, version)})
         elif kind == "scores":
-            order_id, table = rest
+            order_id, table, reward = rest
             if order_id in node.bad:
-                return self._raised(node, order_id, table, worker)
-            step = transitions.add_scores(self.rules, node.state, REWARD, order_id, table, File("", f"of {table}"), 0.0)
+                return self._raised(node, order_id, table, reward, worker)
+            step = transitions.add_scores(self.rules, node.state, reward, order_id, table, File("", f"of {table}"), 0.0)
         else:
             return self._trained(node, *rest)[0], None
         after = self._apply(node, step)
@@ -207,8 +224,7 @@ class World:
 
     def _failed_by_its_place(self, node: Node, kind: str, rest: Any, worker: str) -> tuple[Node, State | None]:
         if kind == "scores":
-            order_id, table = rest
-            after, disk = self._raised(node, order_id, table, worker)
+            after, disk = self._raised(node, *rest, worker)
         else:
             step = transitions.order_failed(self.rules, node.state, rest[0], worker, "it raises", 0.0)
             after = self._apply(node, step)
@@ -217,9 +233,11 @@ class World:
             raise Violation(f"pictures are set aside by what fails at the place of {worker} alone")
         return after, disk
 
-    def _raised(self, node: Node, order_id: str, table: str, worker: str | None) -> tuple[Node, State | None]:
+    def _raised(
+        self, node: Node, order_id: str, table: str, reward: str, worker: str | None
+    ) -> tuple[Node, State | None]:
         reasons = dict.fromkeys(self.rules.sizes.trajectory_ids(order_id), "it raises")
-        step = transitions.pictures_failed(self.rules, node.state, REWARD, order_id, table, worker or "", reasons, 0.0)
+        step = transitions.pictures_failed(self.rules, node.state, reward, order_id, table, worker or "", reasons, 0.0)
         after = self._apply(node, step)
         return after, after.disk if step.records else None
 
@@ -342,7 +360,7 @@ def _all_ask(node: Node) -> Node:
     """Who has nothing to do asks every few seconds, so all are known to be at work, but for those that hang."""
     asked = {
         (role, name): -3 * TIMEOUT if job is not None and job[0] == "hung" else 0.0
-        for role in ("", REWARD)
+        for role in ("", REWARD, "taste")
         for name, job in zip(NAMES, node.workers, strict=True)
     }
     return node._replace(state=node.state._replace(asked=asked))

@@ -17,16 +17,16 @@ import pytest
 from buffer import transitions
 from buffer.journal import counted
 from buffer.orders import Sizes, Version
-from buffer.rules import Rules
+from buffer.rules import Rules, SetRules
 from buffer.state import File, Hold, Record, Score, State, Step, Trained, Work, fold, restarted, work_of
-from tests.buffer.protocol_world import REWARD, TIMEOUT, Violation, World, rolled_out
+from tests.buffer.protocol_world import REWARD, TIMEOUT, WANTED, Violation, World, rolled_out
 
 EVERYTHING = frozenset({"buffer", "worker", "hang", "learner", "damage", "answer"})
-SIZES = Sizes(batch_size=2, order_size=1, evaluation_count=1)
+SIZES = Sizes(batch_size=2, order_size=1, sets=(("train", 1), ("other", 1)))
 
 
-def small(rules: type[Rules] = Rules, batches: int = 3, k: int = 1) -> Rules:
-    """A run of batches of two orders of one picture."""
+def small(rules: type[Rules] = Rules, batches: int = 3, k: int = 1, **evaluated: tuple[int, ...]) -> Rules:
+    """A run of batches of two orders of one picture. evaluated: versions by set."""
     return rules(
         SIZES,
         (REWARD,),
@@ -35,7 +35,8 @@ def small(rules: type[Rules] = Rules, batches: int = 3, k: int = 1) -> Rules:
         keep_batches=0,
         keep_checkpoints=0,
         claim_timeout_s=TIMEOUT,
-        lease_timeouts={REWARD: TIMEOUT},
+        lease_timeouts={REWARD: TIMEOUT} | ({"taste": TIMEOUT} if "other" in evaluated else {}),
+        sets={name: SetRules(versions, WANTED[name]) for name, versions in evaluated.items()},
     )
 
 
@@ -112,6 +113,34 @@ def test_pictures_that_raise_are_set_aside_or_stop_the_run_until_it_is_mended(fa
         assert search(World(rules, 1, frozenset({fault})), bad) > 50
 
 
+@pytest.mark.parametrize("fault", [None, "worker", "buffer", "damage"])
+def test_evaluations_on_two_sets_with_rewards_of_their_own_hold_nothing_up(fault: str | None) -> None:
+    rules = small(batches=1, k=0, train=(1,), other=(0, 1))
+    assert search(World(rules, int(fault is not None), frozenset({fault} if fault else ()))) > 100
+
+
+class RewardsOfTheRun(Rules):
+    """An evaluation is scored by the rewards that are trained on, whatever its set wants."""
+
+    def rewards_of(self, order_id: str) -> tuple[str, ...]:
+        return self.rewards
+
+
+class NewestForEvaluations(Rules):
+    """[1] An evaluation's orders are rolled out by the newest version, as a batch's are."""
+
+    def binding(self, state: State, order_id: str) -> Version | None:
+        bound = work_of(state, order_id).version
+        newest = max(state.published, default=None)
+        return bound or (None if newest is None else state.trained[newest].version)
+
+
+@pytest.mark.parametrize("mutant", [RewardsOfTheRun, NewestForEvaluations])
+def test_an_evaluation_goes_wrong_without(mutant: type[Rules]) -> None:
+    with pytest.raises(Violation):
+        search(World(small(mutant, batches=1, k=0, train=(1,), other=(0, 1)), 0, frozenset()))
+
+
 # ---- the rules, taken out one at a time
 
 
@@ -142,8 +171,8 @@ class AnyTrainingOrder(Rules):
 class NotWaitingForScores(Rules):
     """[2] A batch is ready when it is rolled out."""
 
-    def over(self, work: Work) -> bool:
-        return work.rollout is not None
+    def over(self, state: State, order_id: str) -> bool:
+        return work_of(state, order_id).rollout is not None
 
 
 class LastTableWins(Rules):

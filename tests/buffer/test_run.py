@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from buffer.buffer import TrajectoryBuffer
-from buffer.orders import Plan, Version, parse
+from buffer.orders import Evaluation, FixedSet, Version, parse
 from buffer.protocol import Claim, Lease, Refused
 from buffer.rows import Combination
+from buffer.rules import SetRules
 from buffer.schema import tensors_of
 from buffer.state import File, restarted
 from common.errors import RunStopped, UserError
+from conf.evaluations import FIRST
 from tests.buffer_toy import (
     PLAN,
     V0,
@@ -144,9 +147,9 @@ def test_another_plan_is_refused_and_nothing_is_touched(tmp_path: Path) -> None:
     start(buffer(tmp_path))
     before = tree(tmp_path)
     with pytest.raises(UserError, match=r"seed 7 \(now 8\)"):
-        buffer(tmp_path, Plan(8, PLAN.prompts, 8, 2, 4))
+        buffer(tmp_path, replace(PLAN, seed=8))
     with pytest.raises(UserError, match="prompts"):
-        buffer(tmp_path, Plan(7, ("another",), 8, 2, 4))
+        buffer(tmp_path, replace(PLAN, prompts=("another",)))
     assert tree(tmp_path) == before
     assert buffer(tmp_path).epoch == 2
 
@@ -784,7 +787,10 @@ def test_evaluations_come_first_hold_nothing_up_and_are_the_same_pairs(tmp_path:
     b = buffer(tmp_path, evaluate_versions=(0, 2, 3))
     start(b)
     claims = [b.claim(f"e{i}") for i in range(2)]
-    assert [c and c.order.order_id for c in claims] == ["e00000.00", "e00000.01"]  # and nobody rolls them out
+    assert [c and c.order.order_id for c in claims] == [
+        "e00000.train.00",
+        "e00000.train.01",
+    ]  # and nobody rolls them out
     for _ in range(4):
         roll_out(b)
         score(b)
@@ -800,20 +806,41 @@ def test_evaluations_come_first_hold_nothing_up_and_are_the_same_pairs(tmp_path:
     assert pairs[0] == pairs[1] == pairs[2] and len(set(pairs[0])) == 4
     assert [t["policy_version"].to_pylist() for t in tables.values()] == [[v] * 4 for v in (0, 2, 3)]
     assert not {"batch", "age", "age_in_flight", "advantage"} & set(tables[0].column_names)
-    images = b.evaluation(3, 3)[1]
-    first, second = PLAN.evaluation(3)
+    images = b.evaluation(Evaluation(3, FIRST), 3)[1]
+    first, second = PLAN.evaluation(Evaluation(3, FIRST))
     assert images is not None and list(images) == [*first.trajectory_ids, second.trajectory_ids[0]]
     made = tensors_of(rolled_out(first, b.state.trained[3].version))["image"]
     np.testing.assert_array_equal([images[id] for id in first.trajectory_ids], made)
     assert images[second.trajectory_ids[0]].shape == (4, 4, 3)
-    assert b.evaluation(0, 3)[1] is None  # retention: the last two are kept
+    assert b.evaluation(Evaluation(0, FIRST), 3)[1] is None  # retention: the last two are kept
     assert evaluations(buffer(tmp_path, evaluate_versions=(0, 2, 3))).keys() == tables.keys()
+
+
+def test_each_set_has_pairs_and_rewards_of_its_own(tmp_path: Path) -> None:
+    plan = replace(PLAN, sets=(*PLAN.sets, FixedSet("held_out", 6, ("an owl", "a bee"))))
+    sets = {"train": SetRules((0, 3), ("size",)), "held_out": SetRules((0, 2, 3), ("taste", "size"))}
+    sets_apart = {"sets": sets | {"held_out": SetRules((0, 3), ("taste",))}}
+    for run, changed in ((tmp_path / "both", {"sets": sets}), (tmp_path / "apart", sets_apart)):
+        b = buffer(run, plan, lease_timeouts={"size": 10.0, "taste": 10.0}, **changed)
+        finish(b, ("size", "taste"))
+        held_out = evaluations(b, "held_out")
+        assert list(evaluations(b)) == [0, 3] and list(held_out) == list(b.rules.sets["held_out"].versions)
+        alone, own = evaluations(b)[0], held_out[0]
+        assert alone["seed"].to_pylist() == [seed for o in PLAN.evaluation(Evaluation(0, FIRST)) for seed in o.seeds]
+        assert set(own["prompt"].to_pylist()) == {"an owl", "a bee"} and own["taste"].null_count == 0
+        assert "taste" not in alone.column_names and alone["reward"].null_count == 0
+        # the reward that is trained on, where the set has all its parts
+        assert own["reward"].null_count == (0 if "size" in own.column_names else 6)
+        tables = [*evaluations(b).values(), *held_out.values()]
+        ids = [id for table in tables for id in table["trajectory_id"].to_pylist()]
+        assert len(ids) == len(set(ids)) and max(ids) < 0
+        assert "taste" not in pq.read_schema(min((run / "trajectories").iterdir())).names  # nobody trains on it
 
 
 def test_pictures_of_an_evaluation_go_by_their_ids_whatever_was_set_aside(tmp_path: Path) -> None:
     b = buffer(tmp_path, evaluate_versions=(0,), max_failed_share=1.0)
     start(b)
-    first, second = PLAN.evaluation(0)
+    first, second = PLAN.evaluation(Evaluation(0, FIRST))
     for worker in ("s0", "s1"):
         claim = b.claim(worker)
         assert claim and b.add(claim.order.order_id, claim.version, rolled_out(claim.order, claim.version))
@@ -825,7 +852,7 @@ def test_pictures_of_an_evaluation_go_by_their_ids_whatever_was_set_aside(tmp_pa
             assert b.add_scores("size", lease.order_id, lease.table_digest, scored(lease))
     assert list(evaluations(b)) == [0]
     rows = evaluations(b)[0]
-    images = b.evaluation(0, 3)[1]
+    images = b.evaluation(Evaluation(0, FIRST), 3)[1]
     assert images is not None and list(images) == [first.trajectory_ids[1], second.trajectory_ids[0]]
     assert rows["trajectory_id"].to_pylist() == [*first.trajectory_ids, *second.trajectory_ids]
     assert rows["set_aside"].null_count == 3 and "no animal" in rows["set_aside"][0].as_py()
@@ -878,11 +905,11 @@ def test_deaths_at_an_evaluation_stop_nothing(tmp_path: Path) -> None:
     start(b)
     for worker in range(5):
         claim = b.claim(f"s{worker}")
-        assert claim and claim.order.order_id == "e00000.00"
+        assert claim and claim.order.order_id == "e00000.train.00"
         b.worker_died(f"s{worker}")
-    assert b.stop is None and "5 workers died on its order e00000.00" in b.notes[0]
+    assert b.stop is None and "5 workers died on its order e00000.train.00" in b.notes[0]
     claim = b.claim("s9")
-    assert claim and claim.order.order_id == "e00000.01"
+    assert claim and claim.order.order_id == "e00000.train.01"
     b.worker_died("s9")
     finish(b)
     assert missed(b) == [0] and 3 in evaluations(b)

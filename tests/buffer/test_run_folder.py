@@ -4,8 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
+from buffer.orders import Evaluation
 from buffer.run_folder import RunFolder
 from buffer.state import restarted
+from conf.evaluations import FIRST
 from conf.load import load
 from conf.resume import save_config
 from tests.buffer_toy import buffer, evaluations, finish, publish, roll_out, score, start, train
@@ -40,15 +42,21 @@ def test_a_finished_run_has_the_pictures_that_are_kept(tmp_path: Path) -> None:
     b = buffer(tmp_path, evaluate_versions=(0, 1, 3))
     finish(b)
     run = RunFolder(tmp_path)
-    shown = b.evaluation(3, 3)[1]
-    pictures = run.pictures(3, 3)
+    shown = b.evaluation(Evaluation(3, FIRST), 3)[1]
+    pictures = run.pictures(Evaluation(3, FIRST), 3)
     assert shown and pictures and list(pictures) == list(shown)
     assert all(np.array_equal(pictures[id], shown[id]) for id in shown)
-    assert run.pictures(0, 3) is None
+    assert run.pictures(Evaluation(0, FIRST), 3) is None
 
 
 def test_a_folder_without_a_run_is_empty(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
-    assert run.state.next_batch == -1 and not run.history and not run.evaluations and not run.metrics and not run.grids
+    assert (
+        run.state.next_batch == -1
+        and not run.history
+        and not run.evaluations
+        and not run.metrics
+        and not run.grids[FIRST]
+    )
     assert run.record == {"sittings": {}} and len(run.trajectories(["age"])) == 0
     assert not list(tmp_path.iterdir())

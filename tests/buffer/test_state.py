@@ -14,11 +14,11 @@ from buffer import transitions
 from buffer.journal import counted
 from buffer.orders import Sizes, Version
 from buffer.protocol import Refused
-from buffer.rules import Rules
+from buffer.rules import Rules, SetRules
 from buffer.state import File, Record, State, Step, Trained, fold, restarted, work_of
 from tests.buffer.protocol_world import rolled_out
 
-SIZES = Sizes(batch_size=4, order_size=2, evaluation_count=2)
+SIZES = Sizes(batch_size=4, order_size=2, sets=(("train", 2),))
 WORKERS = ("a", "b", "c")
 REWARDS = ("size", "taste")
 worker_names = st.sampled_from(WORKERS)
@@ -33,7 +33,7 @@ def rules_of(**changed: Any) -> Rules:
         "claim_timeout_s": 10.0,
         "lease_timeouts": dict.fromkeys(REWARDS, 10.0),
         "max_failed_share": 0.5,
-        "evaluate_versions": (0, 2, 4),
+        "sets": {"train": SetRules((0, 2, 4), REWARDS)},
     }
     return Rules(SIZES, REWARDS, **(given | changed))
 
@@ -185,13 +185,13 @@ class Buffers(RuleBasedStateMachine):
         self.saw_training(epoch)
 
     def finish_evaluations(self, epoch: Epoch) -> None:
-        for version in self.rules_.open_evaluations(epoch.state):
-            orders = self.rules_.sizes.evaluation_orders(version)
-            if why := self.rules_.hopeless(epoch.state, version):
+        for evaluation in self.rules_.open_evaluations(epoch.state):
+            orders = self.rules_.sizes.evaluation_orders(evaluation)
+            if why := self.rules_.hopeless(epoch.state, evaluation):
                 if epoch.state.next_batch >= self.rules_.batches:
-                    epoch.do(transitions.missed(self.rules_, epoch.state, version, why, self.now))
+                    epoch.do(transitions.missed(self.rules_, epoch.state, evaluation, why, self.now))
             elif self.rules_.all_over(epoch.state, orders):
-                epoch.do(transitions.evaluated(self.rules_, epoch.state, version, "rows", self.now))
+                epoch.do(transitions.evaluated(self.rules_, epoch.state, evaluation, "rows", self.now))
 
     @rule(rounds=st.integers(1, 8))
     def goes_well_for_a_while(self, rounds: int) -> None:

@@ -127,13 +127,14 @@ def test_rewards_are_summed_by_weight_and_set_aside_rows_have_none() -> None:
         "b": pa.table({"trajectory_id": [first], "score": pa.array([10.0], pa.float32()), "caption": ["a cat"]}),
     }
     work = Work(version=Version(0, "x"), rollout=Rollout(File("", ""), None), set_aside=((second, "blank"),))
-    rows = scalar_rows(ORDER, work, scores, Combination({"a": 1.0, "b": 0.5})).to_pylist()
+    rows = scalar_rows(ORDER, work, ("a", "b"), scores, Combination({"a": 1.0, "b": 0.5})).to_pylist()
     assert [row["reward"] for row in rows] == [7.0, None]
     assert [row["b.caption"] for row in rows] == ["a cat", None]
     assert [row["set_aside"] for row in rows] == [None, "blank"]
     assert [row["age"] for row in rows] == [1, 1]
     live = with_tensors(
-        scalar_rows(ORDER, work, scores, Combination({"a": 1.0, "b": 0.5})), rolled_out(ORDER, Version(0, "x"))
+        scalar_rows(ORDER, work, ("a", "b"), scores, Combination({"a": 1.0, "b": 0.5})),
+        rolled_out(ORDER, Version(0, "x")),
     )
     assert live["trajectory_id"].to_pylist() == [first]
 
@@ -163,7 +164,7 @@ def test_duckdb_answers_mean_reward_by_prompt_and_policy_version(tmp_path: Path)
 
 def test_the_query_on_a_table_of_the_sizes_of_stable_diffusion(tmp_path: Path) -> None:
     """Latents [51, 4, 64, 64], 835,584 numbers a trajectory: in tensors/, where no query stumbles over them."""
-    plan = Plan(seed=0, prompts=("a cat", "a dog"), batch_size=4, order_size=1, evaluation_count=0)
+    plan = Plan(seed=0, prompts=("a cat", "a dog"), batch_size=4, order_size=1, sets=())
     store = Store(tmp_path, 1)
     live = []
     for order in plan.batch(0):
@@ -181,7 +182,7 @@ def test_the_query_on_a_table_of_the_sizes_of_stable_diffusion(tmp_path: Path) -
         )
         work = Work(version=Version(0, "x"), rollout=Rollout(file, file))
         back = store.read_arrow(file)
-        live.append(with_tensors(scalar_rows(order, work, {"a": score}, Combination({"a": 1.0})), back))
+        live.append(with_tensors(scalar_rows(order, work, ("a",), {"a": score}, Combination({"a": 1.0})), back))
     rows = stack(live)
     taken = TakenBatch(
         0,

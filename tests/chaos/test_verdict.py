@@ -48,7 +48,7 @@ def save_settings(run_dir: Path, max_staleness: int) -> None:
         "buffer.batch_size": PLAN.batch_size,
         "buffer.order_size": PLAN.order_size,
         "buffer.max_staleness": max_staleness,
-        "evaluation.count": PLAN.evaluation_count,
+        "evaluation.count": PLAN.sets[0].count,
     }
     save_config(run_dir, load(["compressibility", *(f"{k}={v}" for k, v in settings.items())]), ["a cat"])
 

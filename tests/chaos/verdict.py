@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file
 
-from buffer.orders import Sizes
 from buffer.run_folder import RunFolder
+from buffer.settings import sizes_of
 from buffer.state import File, Record
 from buffer.store import read_arrow
 from conf.schema import Config
@@ -68,7 +68,7 @@ def twice(run_dir: Path, config: Config, history: list[Record]) -> Iterator[str]
 
 def lost(run_dir: Path, config: Config, before: list[Record], history: list[Record]) -> Iterator[str]:
     """What was scored before and is not as it was. An evaluation's orders count, too."""
-    sizes = Sizes(config.buffer.batch_size, config.buffer.order_size, config.evaluation.count)
+    sizes = sizes_of(config)
     kept = {row["trajectory_id"]: row for row in [*rows(run_dir), *rows(run_dir, "evaluation")]}
     tables = {record["order"]: record["images"][1] for record in history if record["kind"] == "rolled_out"}
     for record in before:

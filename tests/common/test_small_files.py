@@ -74,7 +74,7 @@ def test_spoilt_prompts_are_a_sentence(tmp_path: Path) -> None:
 
 def test_what_others_put_beside_a_runs_files_is_left_alone(tmp_path: Path) -> None:
     run_dir = synthetic_run(tmp_path, batches=4)
-    shutil.copy(run_dir / "samples" / "v00000.png", run_dir / "samples" / "v00000-copy.png")
+    shutil.copy(run_dir / "samples" / "v00000.train.png", run_dir / "samples" / "v00000-copy.png")
     for folder in ("evaluation", "trajectories"):
         (run_dir / folder / "mine.parquet").write_bytes(b"nothing that a run wrote")
     (run_dir / "journal").mkdir(exist_ok=True)

@@ -76,7 +76,7 @@ def test_a_head_lost_with_its_disk_is_followed_by_one_that_goes_on_from_the_mirr
     done = launch(*command, cwd=tmp_path)
     assert done.returncode == 0 and "is finished" in done.stdout, done.stderr
     assert_same_run(undisturbed, run_dir)
-    for name in ("report.html", "lora/pytorch_lora_weights.safetensors", "samples/v00004.png"):
+    for name in ("report.html", "lora/pytorch_lora_weights.safetensors", "samples/v00004.train.png"):
         assert (run_dir / name).exists(), name
 
 

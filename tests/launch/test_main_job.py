@@ -39,13 +39,13 @@ def test_a_run_leaves_what_the_readme_promises(run: Path) -> None:
     assert len(trajectories(run)) == 4 * 8
     weights = load_file(run / "lora" / "pytorch_lora_weights.safetensors")
     assert any(tensor.abs().max() > 0 for name, tensor in weights.items() if "lora_B" in name)
-    assert Image.open(run / "samples" / "v00004.png").size[0] > 64
+    assert Image.open(run / "samples" / "v00004.train.png").size[0] > 64
 
 
 def test_it_leaves_the_same_bits_as_the_run_without_ray(run: Path, undisturbed: Path) -> None:
     """Weights, optimizer, tracker, rows and scores of four batches, and what people see of them."""
     assert_same_run(run, undisturbed)
-    for name in ("samples/v00000.png", "samples/v00004.png"):
+    for name in ("samples/v00000.train.png", "samples/v00004.train.png"):
         assert (run / name).read_bytes() == (undisturbed / name).read_bytes(), name
     assert lora_of(run) == lora_of(undisturbed)
     assert (undisturbed / "report.html").exists()

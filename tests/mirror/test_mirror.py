@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ import pytest
 from pyarrow.fs import FileInfo, FileSelector, FileSystemHandler, LocalFileSystem, PyFileSystem
 
 from buffer.buffer import TrajectoryBuffer
-from buffer.orders import Plan
 from buffer.state import restarted
 from common.errors import RunStopped, UserError
 from mirror.epochs import Epochs, epoch_of
@@ -285,7 +285,7 @@ def test_a_restored_journal_is_of_its_plan(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "run")
     new_head(tmp_path / "mirror", tmp_path / "run")
     with pytest.raises(UserError, match=r"seed 7 \(now 8\)"):
-        buffer(tmp_path / "run", Plan(8, PLAN.prompts, 8, 2, 4))
+        buffer(tmp_path / "run", replace(PLAN, seed=8))
 
 
 def test_set_aside_pictures_are_still_counted(tmp_path: Path) -> None:

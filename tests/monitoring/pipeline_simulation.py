@@ -45,7 +45,7 @@ def simulate(
     durations: Durations, counts: dict[str, int], orders: int, max_staleness: int, batches: int, seed: int = 0
 ) -> Simulated:
     rules = Rules(
-        Sizes(orders * ORDER_SIZE, ORDER_SIZE, 0),
+        Sizes(orders * ORDER_SIZE, ORDER_SIZE, ()),
         tuple(durations.rewards),
         batches,
         max_staleness,

@@ -13,6 +13,8 @@ import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from buffer.orders import Evaluation
+from conf.evaluations import FIRST
 from monitoring.advice import Advice, advise
 from monitoring.display import Display, Snapshot, sparkline
 from monitoring.metrics import MetricsLog
@@ -35,10 +37,10 @@ def rows(run_dir: Path) -> list[dict[str, Any]]:
 
 def test_rows_beyond_the_recovery_point_and_a_torn_last_line_are_cut_off(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path, trained=0)
-    log.add_evaluation(0, {"reward/mean": -4.0})
+    log.add_evaluation(Evaluation(0, FIRST), {"reward/mean": -4.0})
     for batch in range(4):
         log.add_batch(batch, ROW)
-    log.add_evaluation(4, {"reward/mean": -3.0})
+    log.add_evaluation(Evaluation(4, FIRST), {"reward/mean": -3.0})
     log.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"batch": 4, "rew')
@@ -66,44 +68,45 @@ def curves(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
 def test_an_evaluation_has_curves_of_its_own(tmp_path: Path) -> None:
     """Whatever its keys are: none of them is a batch's."""
     log = MetricsLog(tmp_path, trained=0)
-    log.add_evaluation(0, {"reward/mean": -4.0, "reward/std": 0.25, "reward/clip": 1.0, "new": 2.0})
+    log.add_evaluation(Evaluation(0, FIRST), {"reward/mean": -4.0, "reward/std": 0.25, "reward/clip": 1.0, "new": 2.0})
     log.add_batch(0, {**ROW, "reward/clip": 0.5, "new": 3.0})
-    log.add_evaluation(1, {"reward/mean": -3.5, "reward/std": 0.75, "reward/clip": 1.5, "new": 2.5})
+    log.add_evaluation(Evaluation(1, FIRST), {"reward/mean": -3.5, "reward/std": 0.75, "reward/clip": 1.5, "new": 2.5})
     log.add_batch(1, {**ROW, "reward/clip": 0.75, "new": 3.5})
     log.close()
     drawn = curves(tmp_path)
     assert drawn["reward/mean"] == [(0, -3.0), (1, -3.0)]
-    assert drawn["evaluation/reward/mean"] == [(0, -4.0), (1, -3.5)]
-    assert drawn["evaluation/reward/std"] == [(0, 0.25), (1, 0.75)]
+    assert drawn["evaluation/train/reward/mean"] == [(0, -4.0), (1, -3.5)]
+    assert drawn["evaluation/train/reward/std"] == [(0, 0.25), (1, 0.75)]
     for key in ("reward/clip", "new"):
-        assert len(drawn[key]) == len(drawn[f"evaluation/{key}"]) == 2
-    assert [row["reward/mean"] for row in rows(tmp_path)] == [-4.0, -3.0, -3.5, -3.0]  # the file's keys stay
+        assert len(drawn[key]) == len(drawn[f"evaluation/train/{key}"]) == 2
+    keys = ["evaluation/train/reward/mean", "reward/mean"]  # the file's are those that are drawn
+    assert [row[key] for row, key in zip(rows(tmp_path), keys * 2, strict=True)] == [-4.0, -3.0, -3.5, -3.0]
 
 
 def test_the_curves_of_a_resumed_run_are_those_of_its_rows(tmp_path: Path) -> None:
     """Batches from the recovery point on are trained again; the evaluation of its version is not made again."""
     log = MetricsLog(tmp_path, trained=0)
     for batch in range(4):
-        log.add_evaluation(batch, {"reward/mean": -4.0 + batch})
+        log.add_evaluation(Evaluation(batch, FIRST), {"reward/mean": -4.0 + batch})
         log.add_batch(batch, ROW)
     log.close()
     log = MetricsLog(tmp_path, trained=2)
     log.add_batch(2, {**ROW, "reward/mean": 7.0})
-    log.add_evaluation(3, {"reward/mean": 8.0})
+    log.add_evaluation(Evaluation(3, FIRST), {"reward/mean": 8.0})
     log.close()
     drawn = curves(tmp_path)
     assert drawn["reward/mean"] == [(0, -3.0), (1, -3.0), (2, 7.0)]
-    assert drawn["evaluation/reward/mean"] == [(0, -4.0), (1, -3.0), (2, -2.0), (3, 8.0)]
+    assert drawn["evaluation/train/reward/mean"] == [(0, -4.0), (1, -3.0), (2, -2.0), (3, 8.0)]
 
 
 def test_a_number_that_is_none_is_left_out_of_its_row(tmp_path: Path) -> None:
     """JSON has no NaN, and a program that reads the rows as JSON stops at one."""
     log = MetricsLog(tmp_path, trained=0)
     log.add_batch(0, {**ROW, "ratio/gap": math.nan, "loss": math.inf, "kl/base": -math.inf})
-    log.add_evaluation(0, {"reward/mean": math.nan})
+    log.add_evaluation(Evaluation(0, FIRST), {"reward/mean": math.nan})
     log.close()
     batch, evaluation = rows(tmp_path)
-    assert not {"ratio/gap", "loss", "kl/base"} & set(batch) and "reward/mean" not in evaluation
+    assert not {"ratio/gap", "loss", "kl/base"} & set(batch) and "evaluation/train/reward/mean" not in evaluation
     assert evaluation["version"] == 0
 
 
@@ -111,7 +114,7 @@ def snapshot(trained: int, notes: list[str]) -> Snapshot:
     return Snapshot(
         trained=trained,
         rows=[{"batch": batch, "time": 100.0 + 5 * batch, "images_per_s": 9.0, **ROW} for batch in range(trained)],
-        evaluations={0: -4.0},
+        evaluations={Evaluation(0, FIRST): -4.0},
         waiting={"sampler-0": 0.5},
         orders={"open": 4},
         evaluating=0,
@@ -196,16 +199,21 @@ def test_a_sparkline_leaves_out_what_is_no_number() -> None:
 
 def resumed(trained: int, earlier: int, **changes: Any) -> Snapshot:
     """`earlier` rows were there when this start began."""
-    return replace(snapshot(trained, []), earlier=earlier, earlier_evaluations=frozenset({0}), **changes)
+    return replace(
+        snapshot(trained, []), earlier=earlier, earlier_evaluations=frozenset({Evaluation(0, FIRST)}), **changes
+    )
 
 
 def test_a_resumed_run_prints_only_what_is_new_and_where_it_goes_on() -> None:
-    evaluations = {0: -4.0, 5: -3.0}
+    evaluations = {Evaluation(0, FIRST): -4.0, Evaluation(5, FIRST): -3.0, Evaluation(5, "held_out"): -2.0}
     lines = shown(False, resumed(4, 4), resumed(5, 4), resumed(5, 4, evaluations=evaluations)).splitlines()
     assert lines[0] == "mine goes on: 4 of 10 batches are trained"
     assert [line.split()[1] for line in lines if line.startswith("batch")] == ["5/10"]
-    assert [line for line in lines if line.startswith("evaluation")] == ["evaluation at version 5: reward -3.0000"]
-    assert len(lines) == 3
+    assert [line for line in lines if line.startswith("evaluation")] == [
+        "evaluation at version 5 on held_out: reward -2.0000",
+        "evaluation at version 5: reward -3.0000",
+    ]
+    assert len(lines) == 4
 
 
 def test_a_batch_of_before_whose_row_is_new_is_printed() -> None:
@@ -250,7 +258,7 @@ def test_what_is_left_is_said_once_it_is_known() -> None:
 @pytest.mark.parametrize("terminal", [False, True])
 def test_no_number_is_shown_as_minus_zero(terminal: bool) -> None:
     row = {**ROW, "reward/mean": -1e-9, "reward/std": 0.0, "kl/base": -1e-9, "images_per_s": 0.0, "clip_fraction": 0.0}
-    now = replace(snapshot(1, []), rows=[{"batch": 0, "time": 100.0, **row}], evaluations={0: -1e-9})
+    now = replace(snapshot(1, []), rows=[{"batch": 0, "time": 100.0, **row}], evaluations={Evaluation(0, FIRST): -1e-9})
     assert not re.search(r"(?<!\w)-0\.?0*(?![\d.e])", shown(terminal, now))
 
 
@@ -266,7 +274,7 @@ def test_any_number_may_be_missing(terminal: bool, missing: str) -> None:
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_an_evaluation_of_which_every_picture_was_set_aside_is_said_in_words(terminal: bool) -> None:
-    text = shown(terminal, replace(snapshot(1, []), evaluations={0: None}))
+    text = shown(terminal, replace(snapshot(1, []), evaluations={Evaluation(0, FIRST): None}))
     assert "no picture has a reward" in text and "nan" not in text
 
 

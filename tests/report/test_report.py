@@ -183,9 +183,9 @@ def test_pictures_stand_row_by_row_unchanged() -> None:
 
 
 def test_a_saved_grid_is_a_png_and_leaves_nothing_else(tmp_path: Path) -> None:
-    path = tmp_path / "samples" / "v00000.png"
+    path = tmp_path / "samples" / "v00000.train.png"
     save_grid(path, np.full((4, 64, 64, 3), 7, np.uint8), ["a cat"] * 4)
-    assert Image.open(path).format == "PNG" and [p.name for p in path.parent.iterdir()] == ["v00000.png"]
+    assert Image.open(path).format == "PNG" and [p.name for p in path.parent.iterdir()] == ["v00000.train.png"]
 
 
 @pytest.mark.parametrize(
@@ -327,7 +327,7 @@ def test_the_report_says_that_grey_cells_were_set_aside_where_there_are_some(pag
 
 def test_a_grid_that_is_not_the_base_models_is_not_called_so(tmp_path: Path) -> None:
     run_dir = synthetic_run(tmp_path, batches=4)
-    (run_dir / "samples" / "v00000.png").unlink()
+    (run_dir / "samples" / "v00000.train.png").unlink()
     text = page_text(run_dir)
     assert ">before training<" not in text and "after 1 batches" not in text
     assert "after 1 batch " in text

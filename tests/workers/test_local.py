@@ -13,8 +13,9 @@ from policy.policy import Policy
 from policy.rollout import rollout
 from policy.source import WEIGHT_NAME
 from tests.run_files import assert_same_run
-from tests.running import small
+from tests.running import small, user_reward
 from tests.running_local import kill_local, run_local
+from workers.sampler import policies_of
 
 
 def test_it_goes_on_from_where_it_was_ended(model: Path, undisturbed: Path, tmp_path: Path) -> None:
@@ -79,3 +80,34 @@ def test_an_objective_on_finished_pictures_alone_is_trained_and_goes_on(model: P
     with safe_open(whole / "lora" / WEIGHT_NAME, framework="np") as file:
         assert any(file.get_tensor(key).any() for key in file.keys() if "lora_B" in key)  # noqa: SIM118
     assert (whole / "report.html").exists()
+
+
+def test_a_second_set_has_prompts_reward_and_sampling_of_its_own_and_changes_no_training(
+    model: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    words = user_reward(tmp_path, "return images.mean(axis=(1, 2, 3)).astype(np.float32)")[:1]
+    words += ["rewards.mine.weight=null", "evaluation.sets.held_out.prompts.list=[an owl,a bee in the snow]"]
+    own = {"count": 6, "every": 2, "rewards": "[mine]", "sampling.steps": 3, "sampling.guidance": 1}
+    words += [f"evaluation.sets.held_out.{key}={value}" for key, value in own.items()]
+    done = run_local(*small(model, "run", "run.batches=4", *words), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(undisturbed, tmp_path / "runs" / "run")
+    run = RunFolder(tmp_path / "runs" / "run")
+    held_out = run.sets["held_out"]
+    assert list(run.sets) == list(run.grids) == ["train", "held_out"]
+    assert list(run.evaluations) == [0, 4] and list(held_out) == list(run.grids["held_out"]) == [0, 2, 4]
+    rows = held_out[0]
+    assert len(rows) == 6 and set(rows["prompt"].to_pylist()) == {"an owl", "a bee in the snow"}
+    assert rows["mine"].null_count == 0 and rows["reward"].null_count == 6  # not what is trained on
+    scored = {row["version"]: row for row in run.metrics if "evaluation/held_out/reward/mine" in row}
+    assert scored.keys() == held_out.keys()
+    for version, table in held_out.items():
+        mean = scored[version]["evaluation/held_out/reward/mine"]
+        assert mean == pytest.approx(float(table["mine"].to_numpy().mean()))
+    assert "Evaluation set held_out" in (run.path / "report.html").read_text()
+
+    policy = Policy.load(run.config.model, run.config.sampling, run.config.run.seed, "cpu", trainable=False)
+    other = policies_of(policy, run.config)["held_out"]
+    assert (other.num_steps, policy.num_steps) == (3, 4)
+    made = rollout(other, rows["prompt"].to_pylist()[:2], rows["seed"].to_pylist()[:2])
+    np.testing.assert_array_equal(made.images.mean(axis=(1, 2, 3)).astype(np.float32), rows["mine"].to_numpy()[:2])

@@ -1,0 +1,42 @@
+"""A run's evaluation sets, with what the configuration leaves to the run's own settings filled in."""
+
+import dataclasses
+from dataclasses import dataclass
+
+from conf.schema import Config, PromptsConfig, SamplingConfig
+
+FIRST = "train"  # of every run: its own prompts, rewards and sampling
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    prompts: PromptsConfig | None  # None: the run's
+    count: int
+    every: int
+    rewards: tuple[str, ...]
+    sampling: SamplingConfig
+
+    def versions(self, batches: int) -> tuple[int, ...]:
+        """Version 0, every `every`-th and the last."""
+        return tuple(sorted({*range(0, batches, self.every), batches}))
+
+
+def sets_of(config: Config) -> dict[str, EvaluationSet]:
+    """By name, the first set first."""
+    trained, first = trained_rewards(config), config.evaluation
+    sets = {FIRST: EvaluationSet(None, first.count, first.every, trained, config.sampling)}
+    for name, own in first.sets.items():
+        changed = {key: value for key, value in dataclasses.asdict(own.sampling).items() if value is not None}
+        sets[name] = EvaluationSet(
+            own.prompts if own.prompts != PromptsConfig() else None,
+            first.count if own.count is None else own.count,
+            first.every if own.every is None else own.every,
+            trained if own.rewards is None else tuple(own.rewards),
+            dataclasses.replace(config.sampling, **changed),
+        )
+    return sets
+
+
+def trained_rewards(config: Config) -> tuple[str, ...]:
+    """Names of the rewards of which the one is made that is trained on."""
+    return tuple(name for name, reward in config.rewards.items() if reward.weight is not None)
