@@ -224,7 +224,8 @@ class World:
 
     def _failed_by_its_place(self, node: Node, kind: str, rest: Any, worker: str) -> tuple[Node, State | None]:
         if kind == "scores":
-            after, disk = self._raised(node, *rest, worker)
+            order_id, table, reward = rest
+            after, disk = self._raised(node, order_id, table, reward, worker)
         else:
             step = transitions.order_failed(self.rules, node.state, rest[0], worker, "it raises", 0.0)
             after = self._apply(node, step)

@@ -87,7 +87,7 @@ def test_a_second_set_has_prompts_reward_and_sampling_of_its_own_and_changes_no_
 ) -> None:
     words = user_reward(tmp_path, "return images.mean(axis=(1, 2, 3)).astype(np.float32)")[:1]
     words += ["rewards.mine.weight=null", "evaluation.sets.held_out.prompts.list=[an owl,a bee in the snow]"]
-    own = {"count": 6, "every": 2, "rewards": "[mine]", "sampling.steps": 3, "sampling.guidance": 1}
+    own = {"count": 6, "every": 2, "rewards": "[mine]", "sampling.steps": 2, "sampling.guidance": 1}
     words += [f"evaluation.sets.held_out.{key}={value}" for key, value in own.items()]
     done = run_local(*small(model, "run", "run.batches=4", *words), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -108,6 +108,6 @@ def test_a_second_set_has_prompts_reward_and_sampling_of_its_own_and_changes_no_
 
     policy = Policy.load(run.config.model, run.config.sampling, run.config.run.seed, "cpu", trainable=False)
     other = policies_of(policy, run.config)["held_out"]
-    assert (other.num_steps, policy.num_steps) == (3, 4)
+    assert (other.num_steps, policy.num_steps) == (2, 3)
     made = rollout(other, rows["prompt"].to_pylist()[:2], rows["seed"].to_pylist()[:2])
     np.testing.assert_array_equal(made.images.mean(axis=(1, 2, 3)).astype(np.float32), rows["mine"].to_numpy()[:2])
