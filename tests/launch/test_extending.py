@@ -42,6 +42,16 @@ def test_the_reward_scores_every_picture(folder: Path) -> None:
     assert all(-1.5 <= row["warmth"] <= 0.5 and row["reward"] == row["warmth"] for row in rows(folder))
 
 
+def test_the_evaluation_set_has_prompts_rewards_and_steps_of_its_own(folder: Path) -> None:
+    tables = sorted((folder / "runs" / "mine" / "evaluation").glob("*.unseen.*.parquet"))
+    assert [table.name.split(".")[0] for table in tables] == ["v00000", "v00002"]
+    for row in (row for table in tables for row in pq.read_table(table).to_pylist()):
+        assert row["prompt"] in ("a hot day", "an icy lake") and 0 < row["contrast"] < 1
+        assert row["reward"] == row["warmth"]
+    assert all("contrast" not in row for row in rows(folder))
+    assert any("evaluation/unseen/reward/contrast" in row for row in metrics(folder))
+
+
 def test_the_objective_trains_with_its_own_arguments_and_curve(folder: Path) -> None:
     batches = [row for row in metrics(folder) if "loss" in row]
     assert len(batches) == 2
