@@ -10,13 +10,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from buffer.errors import RunStopped
 from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError, RayActorError, RayTaskError
 
 from actors import fleet as fleet_module
 from actors.ending import WorkerFailed
 from actors.fleet import NODE_DIED, Fleet, Place
-from common.errors import UserError
+from common.errors import RunStopped, UserError
 from tests import buffer_toy
 
 RUNNING = object()
