@@ -46,6 +46,7 @@ from conf.schema import Config
 from mirror.mirroring import Mirroring
 from monitoring.advice import Advice, Window, advise, role_of
 from monitoring.display import Snapshot
+from monitoring.metrics import means_of
 from report.record import by_place, record_sitting
 from workers.publisher import Publisher
 
@@ -234,7 +235,7 @@ class Driver:
         return Snapshot(
             trained=news.trained,
             rows=[row for row in log.rows if "batch" in row],
-            evaluations={each: row.get(f"evaluation/{each.set}/reward/mean") for each, row in log.evaluations()},
+            evaluations={each: means_of(each, row) for each, row in log.evaluations()},
             waiting={place: _waiting_share(spent) for place, spent in by_place(news.seconds).items()},
             orders=news.orders,
             evaluating=news.evaluating,

@@ -25,7 +25,7 @@ class Snapshot:
 
     trained: int  # batches
     rows: list[dict[str, float]]  # of metrics.jsonl, one a batch, oldest first
-    evaluations: dict[Evaluation, float | None]  # mean reward; None where no picture has one
+    evaluations: dict[Evaluation, dict[str, float]]  # mean rewards by name; none where no picture has one
     waiting: dict[str, float]  # share of its time that each worker waited, 0 to 1
     orders: dict[str, int]  # how many orders of untrained batches are in each state
     evaluating: int  # orders of evaluations that are not over
@@ -84,7 +84,7 @@ class Display:
             self.say("the evaluation of version 0 comes first, then the batches")
         for evaluation in sorted(set(now.evaluations) - self.printed_evaluations):
             where = f"version {evaluation.version}{_set_in_words(evaluation)}"
-            self.say(f"evaluation at {where}: {_mean_in_words(now.evaluations[evaluation])}")
+            self.say(f"evaluation at {where}: {_means_in_words(now.evaluations[evaluation])}")
         self.printed_evaluations = set(now.evaluations)
         for row in now.rows[self.printed :]:
             self.say(self._line(row, now))
@@ -132,7 +132,7 @@ class Display:
             facts.add_row("ratio", f"gap before the update {gap}, clipped {clipped}")
             facts.add_row("KL to base", f"{_shown(row, 'kl/base', 'z.4g')} nats a trajectory")
         for evaluation, evaluated in sorted(now.evaluations.items())[-3:]:
-            facts.add_row(f"evaluation at {evaluation.version}{_set_in_words(evaluation)}", _mean_in_words(evaluated))
+            facts.add_row(f"evaluation at {evaluation.version}{_set_in_words(evaluation)}", _means_in_words(evaluated))
         orders = [f"{count} {state.replace('_', ' ')}" for state, count in sorted(now.orders.items())]
         orders += [f"{now.evaluating} of evaluations to come"] if now.evaluating else []
         facts.add_row("orders", ", ".join(orders) or "none")
@@ -169,8 +169,8 @@ def _set_in_words(evaluation: Evaluation) -> str:
     return f" on {evaluation.set}" if evaluation.set != FIRST else ""
 
 
-def _mean_in_words(mean: float | None) -> str:
-    return "no picture has a reward" if mean is None else f"reward {mean:z.4f}"
+def _means_in_words(means: dict[str, float]) -> str:
+    return ", ".join(f"{name} {mean:z.4f}" for name, mean in means.items()) or "no picture has a reward"
 
 
 def _seconds_left(now: Snapshot, batches: int) -> float | None:

@@ -83,3 +83,11 @@ def evaluation_of(row: dict[str, float]) -> Evaluation | None:
     """What a row is of; None for a batch's."""
     name = next((key.split("/")[1] for key in row if key.startswith("evaluation/")), None)
     return Evaluation(int(row["version"]), name) if name else None
+
+
+def means_of(evaluation: Evaluation, row: dict[str, float]) -> dict[str, float]:
+    """From an evaluation's row the mean of the reward that is trained on, or of each by its name where the set has
+    others; empty where no picture has one."""
+    prefix = f"evaluation/{evaluation.set}/reward/"
+    means = {key.removeprefix(prefix): value for key, value in row.items() if key.startswith(prefix)}
+    return {"reward": means["mean"]} if "mean" in means else means

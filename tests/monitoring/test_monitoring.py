@@ -17,7 +17,7 @@ from buffer.orders import Evaluation
 from conf.evaluations import FIRST
 from monitoring.advice import Advice, advise
 from monitoring.display import Display, Snapshot, sparkline
-from monitoring.metrics import MetricsLog
+from monitoring.metrics import MetricsLog, evaluation_of, means_of
 
 ROW = {
     "reward/mean": -3.0,
@@ -110,11 +110,18 @@ def test_a_number_that_is_none_is_left_out_of_its_row(tmp_path: Path) -> None:
     assert evaluation["version"] == 0
 
 
+def test_what_is_shown_of_a_row_is_what_is_trained_on_or_each_reward_that_the_set_has() -> None:
+    own = {"version": 3.0, "evaluation/held_out/reward/bright": 0.5, "evaluation/held_out/pictures": 4.0}
+    assert evaluation_of(own) == (3, "held_out") and means_of(Evaluation(3, "held_out"), own) == {"bright": 0.5}
+    trained = own | {"evaluation/held_out/reward/mean": -1.0, "evaluation/held_out/reward/std": 0.1}
+    assert means_of(Evaluation(3, "held_out"), trained) == {"reward": -1.0}
+
+
 def snapshot(trained: int, notes: list[str]) -> Snapshot:
     return Snapshot(
         trained=trained,
         rows=[{"batch": batch, "time": 100.0 + 5 * batch, "images_per_s": 9.0, **ROW} for batch in range(trained)],
-        evaluations={Evaluation(0, FIRST): -4.0},
+        evaluations={Evaluation(0, FIRST): {"reward": -4.0}},
         waiting={"sampler-0": 0.5},
         orders={"open": 4},
         evaluating=0,
@@ -205,12 +212,16 @@ def resumed(trained: int, earlier: int, **changes: Any) -> Snapshot:
 
 
 def test_a_resumed_run_prints_only_what_is_new_and_where_it_goes_on() -> None:
-    evaluations = {Evaluation(0, FIRST): -4.0, Evaluation(5, FIRST): -3.0, Evaluation(5, "held_out"): -2.0}
+    evaluations = {
+        Evaluation(0, FIRST): {"reward": -4.0},
+        Evaluation(5, FIRST): {"reward": -3.0},
+        Evaluation(5, "held_out"): {"bright": 0.5, "sharp": 2.0},
+    }
     lines = shown(False, resumed(4, 4), resumed(5, 4), resumed(5, 4, evaluations=evaluations)).splitlines()
     assert lines[0] == "mine goes on: 4 of 10 batches are trained"
     assert [line.split()[1] for line in lines if line.startswith("batch")] == ["5/10"]
     assert [line for line in lines if line.startswith("evaluation")] == [
-        "evaluation at version 5 on held_out: reward -2.0000",
+        "evaluation at version 5 on held_out: bright 0.5000, sharp 2.0000",
         "evaluation at version 5: reward -3.0000",
     ]
     assert len(lines) == 4
@@ -258,7 +269,11 @@ def test_what_is_left_is_said_once_it_is_known() -> None:
 @pytest.mark.parametrize("terminal", [False, True])
 def test_no_number_is_shown_as_minus_zero(terminal: bool) -> None:
     row = {**ROW, "reward/mean": -1e-9, "reward/std": 0.0, "kl/base": -1e-9, "images_per_s": 0.0, "clip_fraction": 0.0}
-    now = replace(snapshot(1, []), rows=[{"batch": 0, "time": 100.0, **row}], evaluations={Evaluation(0, FIRST): -1e-9})
+    now = replace(
+        snapshot(1, []),
+        rows=[{"batch": 0, "time": 100.0, **row}],
+        evaluations={Evaluation(0, FIRST): {"reward": -1e-9}},
+    )
     assert not re.search(r"(?<!\w)-0\.?0*(?![\d.e])", shown(terminal, now))
 
 
@@ -274,7 +289,7 @@ def test_any_number_may_be_missing(terminal: bool, missing: str) -> None:
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_an_evaluation_of_which_every_picture_was_set_aside_is_said_in_words(terminal: bool) -> None:
-    text = shown(terminal, replace(snapshot(1, []), evaluations={Evaluation(0, FIRST): None}))
+    text = shown(terminal, replace(snapshot(1, []), evaluations={Evaluation(0, FIRST): {}}))
     assert "no picture has a reward" in text and "nan" not in text
 
 
