@@ -6,7 +6,6 @@ The same with real actors that die: test_placement.py and the real runs.
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,69 +16,7 @@ from actors.ending import WorkerFailed
 from actors.fleet import NODE_DIED, Fleet, Place
 from common.errors import RunStopped, UserError
 from tests import buffer_toy
-
-RUNNING = object()
-
-
-@dataclass
-class Call:
-    """What a method's `remote` gives: the answer or exception once there is one."""
-
-    answer: Any = RUNNING
-
-
-@dataclass
-class Method:
-    call: Call
-
-    def remote(self, *_: Any) -> Call:
-        return self.call
-
-
-@dataclass
-class Actor:
-    """One that has started on a host, unless `call` of its host has no answer yet."""
-
-    host: str = "here"
-    work: Call = field(default_factory=Call)
-    ready: Call = field(default_factory=Call)
-    started: Call | None = None
-    killed: bool = False
-
-    @property
-    def run(self) -> Method:
-        return Method(self.work)
-
-    @property
-    def __ray_ready__(self) -> Method:
-        return Method(self.ready)
-
-    @property
-    def __ray_call__(self) -> Method:
-        return Method(self.started or Call(self.host))
-
-
-class Ray:
-    """What the fleet asks of Ray."""
-
-    def __init__(self) -> None:
-        self.hosts = {"here", "there"}
-
-    def wait(self, calls: list[Call], num_returns: int = 1, timeout: float = 0.0) -> tuple[list[Call], list[Call]]:
-        done = [call for call in calls if call.answer is not RUNNING]
-        return done, [call for call in calls if call.answer is RUNNING]
-
-    def get(self, call: Call) -> Any:
-        if isinstance(call.answer, Exception):
-            raise call.answer
-        return call.answer
-
-    def kill(self, actor: Actor, no_restart: bool) -> None:
-        assert no_restart
-        actor.killed = True
-
-    def nodes(self) -> list[dict[str, Any]]:
-        return [{"NodeID": host, "Alive": True} for host in self.hosts]
+from tests.actors.ray_stand_in import HERE, THERE, Actor, Call, Clock, Ray, stand_in
 
 
 @dataclass
@@ -87,14 +24,14 @@ class World:
     """A fleet, the actors that it started, the clock, and what the buffer heard of the dead."""
 
     ray: Ray
+    clock: Clock
     fleet: Fleet
     deaths: list[tuple[str, bool]]
-    now: float = 1000.0
     actors: dict[str, Actor] = field(default_factory=dict)  # by worker
 
-    def place(self, name: str, **more: Any) -> Place:
+    def place(self, name: str, host: Call | None = None) -> Place:
         def start(worker: str) -> list[Any]:
-            self.actors[worker] = Actor(**more)
+            self.actors[worker] = Actor(host=host)
             return [self.actors[worker]]
 
         place = Place(name, start)
@@ -105,7 +42,7 @@ class World:
         self.fleet.tend(overdue, heard if heard is not None else {worker: {} for worker in self.actors})
 
     def lasts(self, seconds: float) -> None:
-        self.now += seconds
+        self.clock.now += seconds
 
     def dies(self, worker: str, error: Exception | None = None, **tending: Any) -> None:
         self.actors[worker].work.answer = error or ActorDiedError()
@@ -125,10 +62,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
         tell(worker, blameless)
 
     monkeypatch.setattr(buffer, "worker_died", worker_died)
-    world = World(Ray(), Fleet(buffer), deaths)
-    monkeypatch.setattr("actors.fleet.ray", world.ray)
-    monkeypatch.setattr("actors.placement.ray.nodes", world.ray.nodes)
-    monkeypatch.setattr("actors.fleet.time", SimpleNamespace(monotonic=lambda: world.now))
+    world = World(*stand_in(monkeypatch), Fleet(buffer), deaths)
     yield world
     buffer.close()
 
@@ -143,7 +77,7 @@ def test_the_next_worker_waits_longer_each_time_until_one_was_healthy(world: Wor
     for number in range(8):
         world.dies(f"sampler-0.{number}")
         assert not place.actors
-        waits.append(place.restart_at - world.now)
+        waits.append(place.restart_at - world.clock.now)
         world.lasts(waits[-1] - 0.1)
         world.tend()
         assert not place.actors, "too early"
@@ -153,7 +87,7 @@ def test_the_next_worker_waits_longer_each_time_until_one_was_healthy(world: Wor
     assert waits == [1, 2, 4, 8, 16, 32, 60, 60]
     world.lasts(fleet_module.HEALTHY_S)
     world.dies("sampler-0.8")
-    assert place.restart_at - world.now == 1
+    assert place.restart_at - world.clock.now == 1
     assert world.fleet.restarts == {"sampler-0": 8}
     assert world.fleet.notes[0].startswith("sampler-0.0 died (") and "in 1 s" in world.fleet.notes[0]
 
@@ -197,8 +131,8 @@ def test_who_is_late_is_killed_and_said_to_be_so(world: World) -> None:
 
 
 def test_who_dies_with_its_host_is_blameless_and_does_not_count(world: World) -> None:
-    place = world.place("sampler-0", host="there")
-    world.ray.hosts.remove("there")
+    place = world.place("sampler-0", host=Call(THERE))
+    world.ray.hosts.remove(THERE)
     for number in range(2 * fleet_module.MOST_FAILED_STARTS):
         world.dies(f"sampler-0.{number}", heard={})
         world.lasts(60)
@@ -209,7 +143,7 @@ def test_who_dies_with_its_host_is_blameless_and_does_not_count(world: World) ->
 
 
 def test_one_that_never_ran_on_a_host_that_is_gone_died_with_it(world: World) -> None:
-    world.place("sampler-0", started=Call())
+    world.place("sampler-0", host=Call())
     said = f"The actor died unexpectedly.\n\tclass_name: Sampler\n{NODE_DIED}. Node Id: 5f\nThe actor never ran."
     world.dies("sampler-0.0", RayActorError(error_msg=said))
     assert world.deaths == [("sampler-0.0", True)] and "(with its host)" in world.fleet.notes[0]
@@ -275,14 +209,14 @@ def test_while_one_of_its_kind_works_a_place_is_filled_again_and_again(world: Wo
 
 def test_without_room_it_is_said_once_and_the_rest_goes_on(world: World) -> None:
     host = Call()
-    place = world.place("sampler-0", started=host)
+    place = world.place("sampler-0", host=host)
     world.lasts(fleet_module.ROOM_S + 1)
     world.tend()
     world.tend()
     assert len(world.fleet.notes) == 1 and "sampler-0.0 has not started for 60 s" in world.fleet.notes[0]
-    host.answer = "here"
+    host.answer = HERE
     world.tend()
-    assert place.created is None and place.started_at == world.now
+    assert place.created is None and place.started_at == world.clock.now
 
 
 def test_a_place_that_comes_back_has_names_of_its_own(world: World) -> None:
