@@ -10,7 +10,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError
 
 from actors.driver import SILENT_S, Driver
 from actors.remote_buffer import PATIENCE_S
-from buffer.orders import Plan
+from buffer.orders import FixedSet, Plan
 from buffer.settings import rules_of
 from common.errors import RunStopped, UserError
 from conf.load import from_file, load
@@ -33,7 +33,7 @@ class Run:
         self.config: Config = load(["compressibility", *SMALL, *without_room, "run.name=run", *settings])
         self.folder = folder / "run"
         save_config(self.folder, self.config, PROMPTS)
-        plan = Plan(0, tuple(PROMPTS), 8, 2, 4)
+        plan = Plan(0, tuple(PROMPTS), 8, 2, (FixedSet("train", 4, tuple(PROMPTS)),))
         self.driver = Driver(self.config, self.folder, plan, Mirroring(None, rules_of(self.config).served))
         self.said: list[str] = []
 
