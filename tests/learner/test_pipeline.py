@@ -51,7 +51,7 @@ def small(folder: Path) -> Config:
     config.buffer.batch_size = 8
     config.learner.lr = 1e-2
     config.learner.clip_range = 1e-3
-    config.learner.microbatch = 7
+    config.learner.microbatch = 24
     config.learner.tracker_size = 4  # so that rewards are forgotten within six batches
     config.learner.tracker_min_count = 3
     return config
@@ -188,6 +188,7 @@ def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
 
 
 def test_six_batches_equal_three_a_restart_and_three(config: Config, tmp_path: Path) -> None:
+    config.sampling.steps = 4
     whole = Learner(load(config), config)
     metrics = [whole.train(make_batch(whole.policy, number)).metrics for number in range(6)]
 
@@ -341,6 +342,7 @@ def test_advantages_are_clipped_and_given_by_row(config: Config) -> None:
 
 def test_steps_after_the_first_few_are_not_trained_on(config: Config) -> None:
     """Whatever the last steps hold, the weights after the update are the same; not so when all steps count."""
+    config.sampling.steps = 4
     for count, same in ((2, True), (None, False)):
         config.learner.train_steps = count
         digests = []
