@@ -19,7 +19,7 @@ from learner.registry import make_advantage, make_objective
 from mirror.mirror import Mirror
 from mirror.mirroring import Mirroring
 from monitoring.display import Display
-from policy.check import Checked, check_policy
+from policy.check import Checked, check_policy, of_the_users_own
 from policy.source import family_of
 from report.record import record_end
 from report.report import write_report
@@ -56,10 +56,11 @@ def check_sets(config: Config, prompts: list[str]) -> list[str]:
     """Remarks on prompts of evaluation sets. Raises UserError if the model cannot have their prompts or sampling."""
     family, remarks = family_of(config.model), []
     for fixed, one in zip(plan_of(config, prompts).sets, sets_of(config).values(), strict=True):
-        if one.sampling != config.sampling:
-            family.check(config.model, one.sampling)
-        if fixed.prompts != tuple(prompts):
-            remarks += family.check_prompts(config.model, fixed.prompts)
+        with of_the_users_own(config.model):
+            if one.sampling != config.sampling:
+                family.check(config.model, one.sampling)
+            if fixed.prompts != tuple(prompts):
+                remarks += family.check_prompts(config.model, fixed.prompts)
     return remarks
 
 

@@ -17,8 +17,10 @@ IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # the variable that Ray sets where `ra
 
 def travelling(config: Config) -> dict[str, Any]:
     """The runtime_env that brings code to other hosts: the checkout, in which actors then work, and of the user's own
-    reward modules those that the settings name, from the folder where the user stands."""
-    names = {reward.path.split(":")[0].split(".")[0] for reward in config.rewards.values() if ":" in reward.path}
+    modules those that the settings name, from the folder where the user stands."""
+    named = [config.model.family, config.learner.objective, config.learner.advantage]
+    named += [reward.path for reward in config.rewards.values()]
+    names = {path.split(":")[0].split(".")[0] for path in named if path and ":" in path}
     beside = [path for name in sorted(names) for path in (Path.cwd() / name, Path.cwd() / f"{name}.py")]
     modules = [str(path) for path in beside if path.exists() and path.parent != ROOT]
     return {"working_dir": str(ROOT), "excludes": _excludes(config)} | ({"py_modules": modules} if modules else {})

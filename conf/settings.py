@@ -34,7 +34,9 @@ def settings(cls: type = schema.Config, prefix: str = "") -> list[Setting]:
         if section is not None:
             found += settings(section, f"{key}." if dataclasses.is_dataclass(hint) else f"{key}.<name>.")
         else:
-            found.append(Setting(key, type_name(hint), _default(field), **field.metadata))
+            # The run's prompts are compared as they were resolved; of an evaluation set's no such copy is kept.
+            fixed = {"may_change": False} if key.startswith("evaluation.") else {}
+            found.append(Setting(key, type_name(hint), _default(field), **{**field.metadata, **fixed}))
     return found
 
 

@@ -15,7 +15,7 @@ from conf.schema import Config
 from conf.settings import flatten, may_change
 from learner import recovery
 from learner.batch import Batch
-from learner.metrics import reward_metrics, update_metrics
+from learner.metrics import finite, reward_metrics, update_metrics
 from learner.optimizer_state import load_optimizer_state, optimizer_state
 from learner.ranks import Ranks
 from learner.registry import make_advantage, make_objective
@@ -73,7 +73,7 @@ class Learner:
         self.version = Version(batch.number + 1, lora.digest(self.policy.lora_state()))
         metrics = {
             **reward_metrics(batch, self.config.buffer.batch_size, self.advantage.stds()),
-            **self.objective.metrics(batch, steps),
+            **finite(self.objective.metrics(batch, steps)),
             **update_metrics(steps, base),
             "lr": self.config.learner.lr,
             "optimizer_steps": float(self.optimizer_steps),

@@ -46,7 +46,7 @@ def update_metrics(steps: Sequence[StepResult], base: BaseKL | None) -> dict[str
 
 
 def policy_gradient_metrics(batch: Batch, steps: Sequence[StepResult]) -> dict[str, float]:
-    """Of ratios and what was clipped. A number that cannot be given (a gap where no row is of age 0) is left out."""
+    """Of ratios and what was clipped. A number that cannot be given (a gap where no row is of age 0) is nan."""
     first = steps[0]  # its pairs were seen before the batch's first update
     log_ratio = first.measured["log_ratio"]
     fresh = batch.ages[first.pairs.rows] == 0
@@ -64,11 +64,12 @@ def policy_gradient_metrics(batch: Batch, steps: Sequence[StepResult]) -> dict[s
         "kl/step_true": approx_kl * batch.dimensions**2,
         **_clip_fractions(steps, taken),
     }
-    return finite(metrics)
+    return metrics
 
 
 def finite(metrics: Mapping[str, float]) -> dict[str, float]:
-    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+    """As plain numbers, whatever kind they are of, without those that are not finite."""
+    return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
 
 
 def effective_sample_size(log_weights: np.ndarray) -> float:

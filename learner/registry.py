@@ -1,12 +1,12 @@
 """From the config's words to an objective and an advantage."""
 
-from typing import Any
+from typing import Any, get_args
 
 from common.doors import Door
 from common.errors import UserError
 from conf.schema import Config
 from learner.advantages import Advantage
-from learner.objectives.objective import Objective
+from learner.objectives.objective import Needs, Objective
 from learner.paths import ADVANTAGES, OBJECTIVES
 
 
@@ -20,6 +20,8 @@ def make_objective(config: Config) -> Objective:
     name = objective_name(config)
     given = (config.learner, config.run.seed)
     objective: Objective = _make(OBJECTIVES, "objective", name, given, config.learner.objective_args, Objective)
+    if objective.needs not in get_args(Needs):
+        raise UserError(f'learner.objective={name} has needs={objective.needs!r}; set "steps" or "clean".')
     steps, stale = config.learner.optimizer_steps, config.buffer.max_staleness
     if not objective.takes_stale_data and (steps > 1 or stale > 0):
         setting, value, fit = ("buffer.max_staleness", stale, 0) if stale else ("learner.optimizer_steps", steps, 1)

@@ -1,11 +1,13 @@
 """What can be refused of a model and its LoRA before an actor starts: no weights are read, but those of a LoRA file."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from common.blame import for_the_user_to_mend
 from conf.schema import ModelConfig, SamplingConfig
 from policy import lora, lora_file
 from policy.source import family_of
@@ -19,10 +21,16 @@ class Checked:
 
 def check_policy(model: ModelConfig, sampling: SamplingConfig, prompts: Sequence[str]) -> Checked:
     """Raises UserError if scheduler, size, LoRA or prompts give no policy."""
-    family = family_of(model)
-    size = family.check(model, sampling)
-    check_lora(model)
-    return Checked(size, family.check_prompts(model, prompts))
+    with of_the_users_own(model):
+        family = family_of(model)
+        size = family.check(model, sampling)
+        check_lora(model)
+        return Checked(size, family.check_prompts(model, prompts))
+
+
+def of_the_users_own(model: ModelConfig) -> AbstractContextManager[None]:
+    """What a user's own family raises here is for him to mend."""
+    return for_the_user_to_mend(f"model.family={model.family}", "mend it") if model.family else nullcontext()
 
 
 def check_lora(model: ModelConfig) -> None:

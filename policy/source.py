@@ -70,9 +70,15 @@ def check_model(model: ModelConfig) -> None:
 
 
 def family_of(model: ModelConfig) -> "type[Family]":
-    """The class that knows the model. It imports torch and diffusers."""
+    """The class that knows the model. It imports torch and diffusers. Raises UserError if there is none, or it lacks
+    something that policy/family.py lists."""
+    from policy.family import Family  # here, for its torch
+
     name = _family_name(model)
     found: type[Family] = FAMILIES.find(f"model.family={name}", name)
+    wanted = ["pipeline", "prefix", *(member for member in vars(Family) if not member.startswith("_"))]
+    if missing := [member for member in wanted if not hasattr(found, member)]:
+        raise UserError(f"model.family={name} lacks {', '.join(missing)}; policy/family.py says what each is.")
     return found
 
 

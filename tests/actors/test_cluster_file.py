@@ -63,17 +63,21 @@ def test_the_head_is_on_demand_and_spot_machines_start_at_none() -> None:
         assert kind["node_config"]["InstanceMarketOptions"]["MarketType"] == "spot"
 
 
-def test_of_the_users_folder_only_the_reward_modules_that_are_named_travel(
+def test_of_the_users_folder_only_the_modules_that_are_named_travel(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "my_rewards.py").touch()
     (tmp_path / "package" / "deep").mkdir(parents=True)
-    (tmp_path / "notes.py").touch()
+    for name in ("notes", "family", "goal", "rank"):
+        (tmp_path / f"{name}.py").touch()
     monkeypatch.chdir(tmp_path)
     mine = ["rewards.a.path=my_rewards:Brightness", "rewards.b.path=package.deep.module:Reward"]
     env = travelling(load(["compressibility", *mine]))
     assert env["working_dir"] == str(ROOT)
     assert env["py_modules"] == [str(tmp_path / "my_rewards.py"), str(tmp_path / "package")]
+    mine = ["model.family=family:Mine", "learner.objective=goal:Mine", "learner.advantage=rank:Mine"]
+    env = travelling(load(["compressibility", *mine]))
+    assert env["py_modules"] == [str(tmp_path / f"{name}.py") for name in ("family", "goal", "rank")]
 
 
 def test_the_run_folders_do_not_travel(in_the_checkout: None) -> None:

@@ -24,6 +24,7 @@ BASE = [
     "rewards.dark.path=my:Dark",
     "rewards.dark.args.n=1",
     "prompts.list=[a cat,a dog]",
+    "evaluation.sets.dark.prompts.list=[an owl]",
 ]
 
 
@@ -79,6 +80,8 @@ def test_what_may_change(run_dir: Path, words: list[str]) -> None:
         (["rewards.dark.threads=2"], "rewards.dark.threads: 1 -> 2"),
         (["rewards.bright.path=my:Bright"], "rewards.bright: absent -> my:Bright"),
         (["evaluation.count=64"], "evaluation.count: 128 -> 64"),
+        (["evaluation.sets.dark.prompts.list=[a bat]"], "evaluation.sets.dark.prompts.list: ['an owl'] -> ['a bat']"),
+        (["evaluation.sets.bright.every=2"], "evaluation.sets.bright.prompts.set: absent -> null"),
         (["prompts.list=[a cat,a fox]"], "prompt 2: 'a dog' -> 'a fox'"),
         (["prompts.list=[a cat,a dog,a fox]"], "prompt 3: None -> 'a fox'"),
         (["run.batches=39"], "run.batches=39 is less than the 40"),
@@ -120,7 +123,7 @@ def test_the_same_prompts_may_come_from_elsewhere(run_dir: Path) -> None:
 
 
 def test_a_removed_reward_is_refused(run_dir: Path) -> None:
-    config = load(["compressibility", "run.batches=40", "learner.lr=1e-3", "prompts.list=[a cat,a dog]"])
+    config = load([word for word in BASE if not word.startswith("rewards.")])
     with pytest.raises(UserError, match=r"rewards\.dark: my:Dark -> absent"):
         check_resume(run_dir, config, ["a cat", "a dog"])
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import resource
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from conf.schema import Config, DType, GuidanceGradient
 from learner import recovery
 from learner.batch import Batch
 from learner.learner import Learner
+from learner.objectives.ddpo import ImportanceSampling
+from learner.objectives.objective import StepResult
 from learner.optimizer_state import optimizer_state
 from learner.ranks import Ranks
 from learner.registry import make_objective
@@ -354,3 +357,19 @@ def test_steps_after_the_first_few_are_not_trained_on(config: Config) -> None:
             learner.train(dataclasses.replace(batch, latents=latents))
             digests.append(learner.version.digest)
         assert (digests[0] == digests[1]) is same
+
+
+class Curves(ImportanceSampling):
+    """An objective of a user's own, whose numbers are numpy's, and not all finite."""
+
+    def metrics(self, batch: Batch, steps: Sequence[StepResult]) -> dict[str, Any]:
+        return {"own/half": np.float32(0.5), "own/none": np.float64("nan"), "own/infinite": np.float32("inf")}
+
+
+def test_an_objectives_own_curves_are_kept_as_plain_finite_numbers(config: Config, tmp_path: Path) -> None:
+    config.learner.objective = f"{Curves.__module__}:Curves"
+    learner = Learner(load(config), config)
+    metrics = learner.train(make_batch(learner.policy, 0)).metrics
+    assert {name: value for name, value in metrics.items() if name.startswith("own/")} == {"own/half": 0.5}
+    learner.save(tmp_path / "point")
+    assert recovery.read_metrics(tmp_path / "point", learner.version) == metrics

@@ -28,6 +28,9 @@ class Good(ImportanceSampling):
 
 class Bare(ImportanceSampling): pass
 
+class Misspelt(ImportanceSampling):
+    needs = "step"
+
 class Unfinished(Objective): pass
 
 class GoodAdvantage(ByBatch):
@@ -127,6 +130,11 @@ def test_an_error_of_the_device_is_nobodys_mistake() -> None:
     for make in (objective, advantage):
         with pytest.raises(MemoryError, match="of the host"):
             make(f"{MODULE}:Mine")
+
+
+def test_an_objective_says_what_it_needs_in_a_word_that_there_is() -> None:
+    with pytest.raises(UserError, match=f"learner.objective={MODULE}:Misspelt has needs='step'; set"):
+        objective(f"{MODULE}:Misspelt")
 
 
 def test_an_objective_of_fresh_data_alone_is_held_to_it() -> None:

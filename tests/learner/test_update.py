@@ -12,7 +12,7 @@ from common.errors import RunStopped
 from conf.schema import LearnerConfig
 from learner.advantages import PerPrompt
 from learner.batch import Batch
-from learner.metrics import reward_metrics, update_metrics
+from learner.metrics import finite, reward_metrics, update_metrics
 from learner.objectives.ddpo import Decoupled, ImportanceSampling, PolicyGradient, ScoreFunction
 from learner.objectives.objective import Objective, Pairs
 from learner.ranks import Ranks
@@ -167,7 +167,8 @@ def test_a_step_that_is_not_finite_is_not_taken_and_three_in_a_row_stop_the_run(
     for _ in range(2):
         result = updater.train(batch, bad)[0]
         assert not result.taken
-        metrics = updater.objective.metrics(batch, [result]) | update_metrics([result], updater.kl_to_base(batch))
+        measured = finite(updater.objective.metrics(batch, [result]))
+        metrics = measured | update_metrics([result], updater.kl_to_base(batch))
         assert metrics["non_finite_steps"] == 1 and not {"loss", "clip_fraction", "kl/step"} & metrics.keys()
     assert torch.equal(policy.theta, THETA) and policy.theta not in updater.optimizer.state
     assert updater.train(batch, normal(8))[0].taken  # a good one between: counted from the start again

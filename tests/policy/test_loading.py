@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from common.errors import UserError
 from common.precision import exact_float32
 from conf.schema import DType, ModelConfig, SamplingConfig
+from policy.check import check_policy
 from policy.families.stable_diffusion import StableDiffusion
 from policy.policy import Policy
 from policy.source import check_model, family_of
@@ -335,6 +336,29 @@ def test_a_family_of_the_users_own_is_found_and_says_what_its_folder_holds(good:
     own.family = "no_such_module:Mine"
     assert "there is no module no_such_module" in refusal(lambda: check_model(own))
     assert "has no Mine" in refusal(lambda: family_of(ModelConfig(str(folder), family="policy.family:Mine")))
+
+
+class Unfinished:
+    """A family of which only the beginning is written."""
+
+    prefix = "unet"
+
+    def predict(self) -> None: ...
+
+
+class Broken(StableDiffusion):
+    @classmethod
+    def check(cls, model: ModelConfig, sampling: SamplingConfig) -> tuple[int, int]:
+        return {}["size"]
+
+
+def test_an_unfinished_or_broken_family_is_its_authors_to_mend(good: Path) -> None:
+    own = ModelConfig(str(good), family=f"{__name__}:Unfinished")
+    lacks = "pipeline, check, check_prompts, without_weights, load, schedule, encode, decode"
+    assert refusal(lambda: family_of(own)).startswith(f"model.family={__name__}:Unfinished lacks {lacks};")
+    own.family = f"{__name__}:Broken"
+    sentence = refusal(lambda: check_policy(own, SamplingConfig(), ["a cat"]))
+    assert sentence.startswith(f"model.family={__name__}:Broken: KeyError: 'size' (test_loading.py:")
 
 
 def test_checking_a_model_needs_no_torch(good: Path) -> None:
