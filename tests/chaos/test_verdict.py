@@ -53,21 +53,29 @@ def save_settings(run_dir: Path, max_staleness: int) -> None:
     save_config(run_dir, load(["compressibility", *(f"{k}={v}" for k, v in settings.items())]), ["a cat"])
 
 
-@pytest.fixture
-def run_dir(tmp_path: Path) -> Path:
-    """A run whose buffer died once, of which nothing is wrong."""
-    first = toy(tmp_path / "run")
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run whose buffer died once, of which nothing is wrong, and with what it had done before."""
+    folder = tmp_path_factory.mktemp("whole")
+    first = toy(folder / "run")
     start(first)
     for _ in range(4):
         roll_out(first)
     score(first)
     score(first)
     first.close()
-    (tmp_path / "before.json").write_text(json.dumps(RunFolder(tmp_path / "run").history))
-    second = toy(tmp_path / "run")
+    (folder / "before.json").write_text(json.dumps(RunFolder(folder / "run").history))
+    second = toy(folder / "run")
     finish(second)
     second.close()
-    save_weights(tmp_path / "run", 0.5)
+    save_weights(folder / "run", 0.5)
+    return folder
+
+
+@pytest.fixture
+def run_dir(whole: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be spoilt."""
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     save_settings(tmp_path / "run", max_staleness=1)
     return tmp_path / "run"
 
