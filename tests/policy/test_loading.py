@@ -349,7 +349,7 @@ class Unfinished:
 class Broken(StableDiffusion):
     @classmethod
     def check(cls, model: ModelConfig, sampling: SamplingConfig) -> tuple[int, int]:
-        return {}["size"]
+        raise KeyError("size")
 
 
 def test_an_unfinished_or_broken_family_is_its_authors_to_mend(good: Path) -> None:
