@@ -164,7 +164,7 @@ def _check_rewards(config: Config) -> None:
         raise UserError("no reward is set: add one, such as rewards.compressibility.path=compressibility")
     if not any(reward.weight for reward in config.rewards.values()):
         names = ", ".join(f"rewards.{name}.weight" for name in config.rewards)
-        raise UserError(f"nothing to train on with {names} at 0: raise one")
+        raise UserError(f"nothing to train on with {names} at 0 or null: raise one")
     sets = sets_of(config)
     for name, one in sets.items():
         if not one.rewards or len({*one.rewards}) < len(one.rewards) or not {*one.rewards} <= {*config.rewards}:

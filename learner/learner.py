@@ -94,13 +94,30 @@ class Learner:
             )
         return advantages
 
+    def _state_of_advantage(self) -> dict[str, Any]:
+        """Raises UserError unless it comes back from a file as it is: the class may be a user's own."""
+        state = self.advantage.state_dict()
+        try:
+            plain = json.loads(json.dumps(state, allow_nan=False)) == state
+        except (TypeError, ValueError):
+            plain = False
+        if not plain:
+            raise UserError(
+                f"learner.advantage={self.config.learner.advantage} has a state_dict that JSON does not give back as "
+                "it is; let it hold texts, lists and Python's numbers under texts."
+            )
+        return state
+
     def save(self, folder: Path) -> None:
-        """Writes the recovery point of `version` into `folder`, which must not exist. See learner/recovery.py."""
+        """Writes the recovery point of `version` into `folder`, which must not exist. See learner/recovery.py.
+
+        Raises UserError if the advantage's state is no plain JSON.
+        """
         point = recovery.RecoveryPoint(
             version=self.version,
             lora=self.policy.lora_state(),
             optimizer=optimizer_state(self.updater.optimizer, self.updater.parameters),
-            advantage=self.advantage.state_dict(),
+            advantage=self._state_of_advantage(),
             counters={
                 "optimizer_steps": self.optimizer_steps,
                 "non_finite_in_a_row": self.updater.non_finite_in_a_row,

@@ -1,7 +1,9 @@
 """What the network is told of each prompt, kept in the host's memory up to a number of bytes."""
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import zip_longest
 
+from common.errors import UserError
 from policy.family import Conditioning
 
 LIMIT = 2 * 2**30  # bytes: some 8,000 prompts of Stable Diffusion 1.5
@@ -36,9 +38,13 @@ class PromptCache:
         return [found[prompt] for prompt in prompts]
 
     def _encoded(self, prompts: Sequence[str]) -> Iterator[tuple[str, Conditioning]]:
-        """Of those that are not there."""
+        """Of those that are not there. Raises UserError if there are not as many: the family may be a user's own."""
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._kept]
-        for prompt, conditioning in zip(missing, self.encode(missing) if missing else (), strict=True):
+        for prompt, conditioning in zip_longest(missing, self.encode(missing) if missing else ()):
+            if prompt is None or conditioning is None:
+                raise UserError(
+                    "The model family's encode did not give one conditioning a prompt; let it give as many."
+                )
             yield prompt, tuple(part.cpu() for part in conditioning)
 
     def _keep(self, prompt: str, conditioning: Conditioning) -> None:

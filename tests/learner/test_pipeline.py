@@ -373,3 +373,13 @@ def test_an_objectives_own_curves_are_kept_as_plain_finite_numbers(config: Confi
     assert {name: value for name, value in metrics.items() if name.startswith("own/")} == {"own/half": 0.5}
     learner.save(tmp_path / "point")
     assert recovery.read_metrics(tmp_path / "point", learner.version) == metrics
+
+
+@pytest.mark.parametrize("state", [{"mean": np.float32(1)}, {7: 1.0}, {"last": (1.0, 2.0)}, {"mean": float("nan")}])
+def test_a_state_that_would_come_back_as_another_is_refused(
+    config: Config, tmp_path: Path, state: dict[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = Learner(load(config), config)
+    monkeypatch.setattr(learner.advantage, "state_dict", lambda: state)
+    with pytest.raises(UserError, match="=per_prompt has a state_dict that JSON does not give back"):
+        learner.save(tmp_path / "point")

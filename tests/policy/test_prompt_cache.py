@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 import torch
 
+from common.errors import UserError
 from policy.family import Conditioning
 from policy.prompt_cache import PromptCache
 
@@ -102,7 +103,13 @@ def test_an_encoder_that_fails_leaves_what_was_there() -> None:
     encoder = Encoder()
     cache = PromptCache(lambda prompts: encoder(prompts) if "x" not in prompts else iter([conditioning("a")]), 9 * EACH)
     assert_answers(cache, "ab")
-    with pytest.raises(ValueError, match="shorter"):  # two prompts, one answer
+    with pytest.raises(UserError, match="one conditioning a prompt"):  # two prompts, one answer
         cache(["a", "x", "y"])
     assert_answers(cache, "ab")
     assert encoder.encoded == ["a", "b"] and cache.bytes == 2 * EACH
+
+
+def test_an_encoder_that_gives_too_many_is_told_so() -> None:
+    cache = PromptCache(lambda prompts: iter([conditioning("a")] * 3))
+    with pytest.raises(UserError, match="one conditioning a prompt"):
+        cache(["a", "b"])
