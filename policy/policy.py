@@ -132,7 +132,7 @@ class Policy:
         if self.guidance != 1 and self.family.unconditional is not None:
             # Two passes of n rows, not one of 2n: the numbers are then the same whichever half needs a gradient.
             with torch.no_grad() if guidance_gradient == "conditional" else nullcontext():
-                of_none = tuple(part.expand(len(x), *part.shape) for part in self.family.unconditional)
+                of_none = tuple(part.to(x.device).expand(len(x), *part.shape) for part in self.family.unconditional)
                 unconditional = self.family.predict(x, timesteps, of_none).to(self.arithmetic)
             output = unconditional + self.guidance * (output - unconditional)
         if self._gradient_scale != 1 and output.requires_grad:
