@@ -62,7 +62,7 @@ def test_one_picture_in_ten_that_fails_is_set_aside_with_the_reason(model: Path,
         if 0 in unlucky: raise RuntimeError('no face found')
         scores[[kind == 1 for kind in unlucky]] = np.nan
         if unlucky[0] == 2: scores = scores[:-1]"""
-    sizes = ["run.batches=10", "buffer.batch_size=24", "buffer.order_size=8", "learner.microbatch=36"]
+    sizes = ["run.batches=10", "buffer.batch_size=24", "buffer.order_size=4", "learner.microbatch=36"]
     done = run_local(*command(model, tmp_path, body, *sizes, "buffer.max_failed_share=0.9"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = rows(tmp_path)
