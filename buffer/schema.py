@@ -14,28 +14,44 @@ import pyarrow as pa
 from buffer.orders import Order
 from common.errors import RunStopped
 
+TENSORS = {  # axes and dtypes of each column
+    "image": (4, ("uint8",)),
+    "latents": (5, ("float32", "float16")),
+    "timesteps": (2, ("int32", "float32")),
+    "log_probs": (2, ("float32",)),
+}
 PROMOTE = "permissive"  # where tables come below one another: whole numbers and others, or none at all, fit
 
 
 def rollout_table(order: Order, images: np.ndarray, path: Mapping[str, np.ndarray]) -> pa.Table:
     """The table of an order's n trajectories, without copying C-contiguous arrays.
 
-    images [n, H, W, 3] uint8. path: what training needs of the trajectories, by column, each [n, ...] of whole numbers
-    or floats; nothing for an order of an evaluation. Raises ValueError when shapes or dtypes are others.
-
-    Example: rollout_table(order, images, {"latents": [n, T+1, C, H, W] float16, "log_probs": [n, T] float32})
+    images [n, H, W, 3] uint8. path: what training needs of the trajectories, by column: latents [n, T+1, C, H, W] with
+    timesteps [n, T] and log_probs [n, T]; or latents [n, 1, C, H, W] alone; nothing for an order of an evaluation.
+    Raises ValueError when shapes or dtypes are others.
     """
-    n = len(order.seeds)
+    _check_tensors(order, {**path, "image": images})
     columns: dict[str, Any] = {"trajectory_id": pa.array(order.trajectory_ids, pa.int64())}
     for name, array in {**path, "image": images}.items():
-        of_image = array.dtype == np.uint8 and array.ndim == 4 and array.shape[3] == 3
-        fits = of_image if name == "image" else array.dtype.kind in "iuf" and array.ndim > 1
-        if not fits or len(array) != n:
-            wanted = f"uint8 [{n}, H, W, 3]" if name == "image" else f"numbers [{n}, ...]"
-            raise ValueError(f"{name} of order {order.order_id} is {array.dtype} {list(array.shape)}, not {wanted}.")
         plain = np.ascontiguousarray(array).ravel().reshape(array.shape)  # a view, whose strides Arrow takes at n = 1
         columns[name] = pa.FixedShapeTensorArray.from_numpy_ndarray(plain)
     return pa.table(columns)
+
+
+def _check_tensors(order: Order, tensors: Mapping[str, np.ndarray]) -> None:
+    def check(name: str, fits: bool, wanted: str) -> None:
+        if not fits:
+            is_now = f"{tensors[name].dtype} {list(tensors[name].shape)}"
+            raise ValueError(f"{name} of order {order.order_id} is {is_now}, not {wanted}.")
+
+    for name, array in tensors.items():
+        ndim, dtypes = TENSORS[name]
+        check(name, array.ndim == ndim and str(array.dtype) in dtypes, f"{' or '.join(dtypes)} of {ndim} axes")
+    n, steps = len(order.seeds), tensors["log_probs"].shape[1] if "log_probs" in tensors else 0
+    for name, start in (("latents", (n, steps + 1)), ("timesteps", (n, steps)), ("log_probs", (n, steps))):
+        if name in tensors:
+            check(name, tensors[name].shape[:2] == start, f"{list(start)} at first")
+    check("image", tensors["image"].shape[0] == n and tensors["image"].shape[3] == 3, f"[{n}, H, W, 3]")
 
 
 def tensors_of(table: pa.Table) -> dict[str, np.ndarray]:

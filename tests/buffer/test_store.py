@@ -37,7 +37,7 @@ def test_a_table_comes_back_as_it_was(tmp_path: Path, dtype: str) -> None:
     rng = np.random.default_rng(0)
     path: dict[str, np.ndarray] = {
         "latents": rng.standard_normal((2, 4, 3, 5, 5)).astype(dtype),
-        "timesteps": rng.integers(0, 1000, (2, 3)).astype(np.int64) if dtype == "float32" else rng.random((2, 3)),
+        "timesteps": rng.integers(0, 1000, (2, 3)).astype("int32" if dtype == "float32" else "float32"),
         "log_probs": rng.standard_normal((2, 3)).astype(np.float32),
     }
     images = rng.integers(0, 256, (2, 6, 7, 3)).astype(np.uint8)
@@ -88,18 +88,28 @@ def test_no_damage_goes_unnoticed(tmp_path_factory: pytest.TempPathFactory, data
     ("name", "bad"),
     [
         ("latents", np.zeros((3, 4, 3, 5, 5), np.float32)),
+        ("latents", np.zeros((2, 3, 3, 5, 5), np.float32)),  # T latents, and not T + 1
+        ("latents", np.zeros((2, 4, 3, 5, 5), np.float64)),
         ("timesteps", np.zeros((2, 3), np.bool_)),
+        ("timesteps", np.zeros((2, 3), np.int64)),
+        ("timesteps", np.zeros((2, 2), np.int32)),
         ("log_probs", np.zeros(2, np.float32)),
+        ("log_probs", np.zeros((2, 3), np.float64)),
         ("image", np.zeros((2, 3, 6, 6), np.uint8)),
         ("image", np.zeros((2, 6, 6, 3), np.float32)),
     ],
 )
 def test_wrong_shapes_are_named(name: str, bad: np.ndarray) -> None:
     good: dict[str, np.ndarray] = {
-        "latents": np.zeros((2, 3, 5, 5), np.float16),
+        "latents": np.zeros((2, 4, 3, 5, 5), np.float16),
+        "timesteps": np.zeros((2, 3), np.int32),
+        "log_probs": np.zeros((2, 3), np.float32),
         "image": np.zeros((2, 6, 6, 3), np.uint8),
     }
-    rollout_table(ORDER, good["image"], {"latents": good["latents"]})
+    rollout_table(ORDER, good["image"], {key: array for key, array in good.items() if key != "image"})
+    rollout_table(ORDER, good["image"], {"latents": good["latents"][:, -1:]})
+    with pytest.raises(ValueError, match="latents of order"):
+        rollout_table(ORDER, good["image"], {"latents": good["latents"]})
     given = good | {name: bad}
     with pytest.raises(ValueError, match=f"{name} of order b00001.02"):
         rollout_table(ORDER, given["image"], {key: array for key, array in given.items() if key != "image"})
