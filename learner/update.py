@@ -12,7 +12,7 @@ docs/algorithm.md has the equations beside the lines.
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -135,7 +135,7 @@ class Updater:
             return pairs
         before = np.full(len(pairs), np.nan, found[0].dtype)
         before[part] = np.concatenate(found)
-        return pairs.with_before(before)
+        return replace(pairs, before=before)
 
     def _mine(self, pairs: Pairs) -> Pairs:
         """This rank's part: of the same size on all ranks, but for one."""

@@ -81,6 +81,8 @@ class MetricsLog:
 
 def evaluation_of(row: dict[str, float]) -> Evaluation | None:
     """What a row is of; None for a batch's."""
+    if "version" not in row:
+        return None
     name = next((key.split("/")[1] for key in row if key.startswith("evaluation/")), None)
     return Evaluation(int(row["version"]), name) if name else None
 

@@ -11,7 +11,7 @@ from buffer.schema import rollout_table
 from common.blame import describe, is_the_workers
 from common.clock import Clock
 from conf.evaluations import sets_of
-from conf.schema import Config
+from conf.schema import Config, SamplingConfig
 from learner.objectives.objective import Needs
 from policy.policy import Policy
 from policy.rollout import NonFinite, rollout
@@ -19,7 +19,11 @@ from policy.rollout import NonFinite, rollout
 
 def policies_of(policy: Policy, config: Config) -> dict[str, Policy]:
     """By evaluation set, and "" for batches: one network with one LoRA, each sampled in its own way."""
-    return {"": policy} | {name: policy.with_sampling(one.sampling) for name, one in sets_of(config).items()}
+
+    def sampled_by(sampling: SamplingConfig) -> Policy:  # a schedule of its own reads the model's scheduler again
+        return policy if sampling == config.sampling else policy.with_sampling(sampling)
+
+    return {"": policy} | {name: sampled_by(one.sampling) for name, one in sets_of(config).items()}
 
 
 class Sampler:

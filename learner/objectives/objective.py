@@ -7,7 +7,7 @@ has a whole example.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
@@ -61,9 +61,6 @@ class Pairs:
     def split(self, size: int) -> Iterator["Pairs"]:
         for start in range(0, len(self), size):
             yield self.take(slice(start, start + size))
-
-    def with_before(self, before: np.ndarray) -> "Pairs":
-        return replace(self, before=before)
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,13 @@ def file_of(b: TrajectoryBuffer, order_id: str, kind: str) -> str:
     return file.path
 
 
+def make_orders(b: TrajectoryBuffer, count: int) -> None:
+    """Rolls out and scores the next so many orders."""
+    for _ in range(count):
+        roll_out(b)
+        score(b)
+
+
 def tree(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
@@ -160,9 +167,7 @@ def test_another_plan_is_refused_and_nothing_is_touched(tmp_path: Path) -> None:
 def test_a_claim_stays_bound_when_a_newer_version_is_published(tmp_path: Path) -> None:
     b = buffer(tmp_path)
     start(b)
-    for _ in range(4):
-        roll_out(b)
-        score(b)
+    make_orders(b, 4)
     early = b.claim("lost")
     assert early and early.order.batch == 1 and early.version == V0
     train(b)
@@ -451,9 +456,7 @@ def test_a_learner_that_hangs_is_overdue(tmp_path: Path) -> None:
     now = [0.0]
     b = buffer(tmp_path, batches=1, train_timeout_s=100.0, clock=lambda: now[0])
     start(b)
-    for _ in range(4):
-        roll_out(b)
-        score(b)
+    make_orders(b, 4)
     assert b.take("learner-0.0")
     now[0] = 99.0
     assert b.overdue() == []
@@ -467,9 +470,7 @@ def test_nobody_is_late_by_a_disk_that_hangs(tmp_path: Path, monkeypatch: pytest
     now = [0.0]
     b = buffer(tmp_path, batches=2, train_timeout_s=10.0, clock=lambda: now[0])
     start(b)
-    for _ in range(4):
-        roll_out(b)
-        score(b)
+    make_orders(b, 4)
     assert b.take("learner") and b.claim("sampler") and roll_out(b, "another") and b.lease("size", "reward")
     fsync = os.fsync
 
@@ -586,9 +587,7 @@ def test_a_lease_ends_at_its_time_out_and_lasts_anew_for_each_picture_alone(tmp_
 def test_the_first_trained_counts_and_a_second_learner_hears_of_it(tmp_path: Path) -> None:
     b = buffer(tmp_path)
     start(b)
-    for _ in range(4):
-        roll_out(b)
-        score(b)
+    make_orders(b, 4)
     first = b.take("l1")
     assert first and b.take("l2") is None
     b.worker_died("l1")
@@ -606,9 +605,7 @@ def test_the_first_trained_counts_and_a_second_learner_hears_of_it(tmp_path: Pat
 def test_a_batch_that_is_not_the_next_or_not_on_disk_is_refused(tmp_path: Path) -> None:
     b = buffer(tmp_path)
     start(b)
-    for _ in range(4):
-        roll_out(b)
-        score(b)
+    make_orders(b, 4)
     taken = b.take("learner")
     assert taken
     with pytest.raises(Refused, match="is not there"):
@@ -630,9 +627,7 @@ def test_a_batch_that_is_not_the_next_or_not_on_disk_is_refused(tmp_path: Path) 
 def test_what_was_never_acknowledged_is_removed_at_the_next_start(tmp_path: Path) -> None:
     b = buffer(tmp_path)
     start(b)
-    for _ in range(5):
-        roll_out(b)
-        score(b)
+    make_orders(b, 5)
     taken = b.take("learner")
     assert taken
     written(b, taken)
@@ -684,9 +679,7 @@ def test_a_damaged_table_is_rolled_out_again_at_its_version(tmp_path: Path, same
     run = tmp_path / "run"
     b = buffer(run, max_staleness=0)
     start(b)
-    for _ in range(4):
-        roll_out(b)
-        score(b)
+    make_orders(b, 4)
     path = run / file_of(b, "b00000.02", "latents")
     path.write_bytes(path.read_bytes()[:-20])
     b = buffer(run, max_staleness=0)
@@ -708,9 +701,7 @@ def test_damage_is_noticed_when_pictures_are_leased_and_damaged_scores_are_made_
     roll_out(b)
     (tmp_path / file_of(b, "b00000.00", "images")).unlink()
     assert b.lease("size", "r0") is None and len(b.notes) == 1
-    for _ in range(4):
-        roll_out(b)
-        score(b)
+    make_orders(b, 4)
     (tmp_path / b.state.work["b00000.03"].scores[0].file.path).write_bytes(b"?")
     assert b.take("learner") is None
     assert "scored with size again" in b.notes[1]
@@ -791,9 +782,7 @@ def test_evaluations_come_first_hold_nothing_up_and_are_the_same_pairs(tmp_path:
         "e00000.train.00",
         "e00000.train.01",
     ]  # and nobody rolls them out
-    for _ in range(4):
-        roll_out(b)
-        score(b)
+    make_orders(b, 4)
     assert train(b)  # the batch did not wait
     publish(b)
     assert b.rules.kept(b.state) >= {0}
@@ -882,9 +871,7 @@ def test_an_evaluation_that_comes_to_nothing_is_left_for_the_next_start(tmp_path
     start(b)
     fail_everything(b, orders=2)
     assert b.stop is None and "left for the next start" in b.notes[0] and "no such model" in b.notes[0]
-    for _ in range(4):
-        roll_out(b)
-        score(b)
+    make_orders(b, 4)
     assert train(b)  # the batch did not wait
     mended = buffer(tmp_path, evaluate_versions=(0, 3))
     finish(mended)

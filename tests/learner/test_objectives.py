@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -88,7 +89,7 @@ def test_what_is_measured_of_each_pair(kind: type[PolicyGradient]) -> None:
     made, proximal = objective(kind), GaussianToy(moved / 2, [0.9, 0.5])
     before = made.before(proximal, batch, chosen)
     assert (before is not None) == (kind is Decoupled)
-    pairs = chosen if before is None else chosen.with_before(before.detach().numpy())
+    pairs = chosen if before is None else replace(chosen, before=before.detach().numpy())
     outputs = made.loss(policy, batch, pairs, torch.ones(3))
     assert set(outputs) == {"loss", *made.measures}
 
