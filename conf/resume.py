@@ -103,7 +103,9 @@ def changed_settings(saved: Config, new: Config) -> list[str]:
     )
     pairs = {key: (old.get(key, "absent"), now.get(key, "absent")) for key in {**old, **now} if not may_change(key)}
     return [
-        f"{shown(key, 60)}: {_shown(a)} -> {_shown(b)}" for key, (a, b) in pairs.items() if by_name(a) != by_name(b)
+        f"{shown(key, 60)}: {_shown(portable(a))} -> {_shown(portable(b))}"
+        for key, (a, b) in pairs.items()
+        if by_name(a) != by_name(b)
     ]
 
 
