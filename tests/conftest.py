@@ -1,6 +1,7 @@
 """The order of the suite, and what holds for all of it."""
 
 import inspect
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
@@ -9,6 +10,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests import running
+
+# Two test processes share two cores: with two threads each, they would wait for each other at every operation of torch.
+# What they start inherits it. It is read when torch is imported, which no line above does.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # How long an example takes says something of the machine, and nothing of the code.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -5,7 +5,6 @@ import xml.etree.ElementTree
 from pathlib import Path
 
 import pytest
-import torch
 
 from benchmarks import staleness, staleness_report
 from benchmarks.staleness import CELLS, Cell, finished, run, settings
@@ -20,7 +19,6 @@ BATCHES = 3
 @pytest.fixture
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The study's cells with a tiny model and few pictures."""
-    torch.set_num_threads(1)
     path = f"model.path={tiny_pipeline(tmp_path / 'model')}"
     sizes = [*SMALL, "learner.lr=1e-2", "evaluation.every=3"]
     monkeypatch.setattr(staleness, "SETTINGS", ["compressibility", path, f"run.batches={BATCHES}", *sizes])

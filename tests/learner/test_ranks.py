@@ -65,7 +65,6 @@ def meeting(count: int, work: Work, *args: Any) -> Iterator[list[Connection]]:
 
 
 def be_a_rank(rank: int, count: int, pipe: Connection, work: Work, *args: Any) -> None:
-    torch.set_num_threads(1)
     if rank == 0:
         meeting_point = Meeting("127.0.0.1")
         pipe.send((meeting_point.address, meeting_point.port))

@@ -28,7 +28,6 @@ from tests.running import ROOT
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
     return tiny_pipeline(tmp_path_factory.mktemp("model") / "pipeline")
 
 

@@ -23,7 +23,6 @@ from tests.pipelines import tiny_pipeline
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
     return tiny_pipeline(tmp_path_factory.mktemp("model") / "pipeline")
 
 

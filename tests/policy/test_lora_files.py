@@ -34,7 +34,6 @@ ALL = [*ATTENTION, "proj_in", "proj_out", "conv1", "conv2", "proj", "net.2", "co
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
     return tiny_pipeline(tmp_path_factory.mktemp("model") / "pipeline")
 
 

@@ -4,7 +4,6 @@ One process rolls out the same 32 trajectories in batches of 1, 4 and 32; this o
 gradients on, in microbatches of shuffled (trajectory, step) pairs.
 """
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -44,7 +43,6 @@ for dtype in ("float32", "float64", "bfloat16"):
 
 def load(folder: Path, dtype: str, trainable: bool) -> Policy:
     """The tiny model with the LoRA that lies in `folder`, as sampler or learner would load it."""
-    torch.set_num_threads(1)
     model = ModelConfig(str(folder / "pipeline"), dtype=DType(dtype), lora=LoraConfig(init_from=str(folder / "lora")))
     latents_dtype = DType.float64 if dtype == "float64" else DType.float32
     sampling = SamplingConfig(steps=STEPS, guidance=5.0, latents_dtype=latents_dtype)
@@ -62,8 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         name: value + 0.1 * torch.randn(value.shape, generator=generator) for name, value in policy.lora_state().items()
     }
     lora.save(lora_state, folder / "lora", LoraConfig(), policy.family)
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-c", SAMPLER, str(folder)], check=True, cwd=ROOT, env=environment)
+    subprocess.run([sys.executable, "-c", SAMPLER, str(folder)], check=True, cwd=ROOT)
     return folder
 
 

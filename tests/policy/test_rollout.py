@@ -23,7 +23,6 @@ SEEDS = [11, 2**62 + 5, 0]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
-    torch.set_num_threads(1)
     return ModelConfig(str(tiny_pipeline(tmp_path_factory.mktemp("model") / "pipeline")))
 
 

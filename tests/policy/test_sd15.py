@@ -18,7 +18,6 @@ PROMPTS, SEEDS = ["a cat on the beach", "two dog playing chess"], [3, 4]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
     return sd15_layout(tmp_path_factory.mktemp("model") / "stable-diffusion-v1-5")
 
 

@@ -25,7 +25,6 @@ LONG = "a cat " * 60
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
     return tiny_pipeline(tmp_path_factory.mktemp("model") / "pipeline")
 
 

@@ -37,7 +37,6 @@ CLASSES = {**vlm_models.CLASSES, **vlm_others.CLASSES}
 @pytest.fixture(scope="module", params=list(CLASSES))
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small vision-language model of each class."""
-    torch.set_num_threads(1)  # what the tests compute is too small for more
     make: Callable[[Path], Path] = CLASSES[request.param]
     return make(tmp_path_factory.mktemp("vlm") / request.param)
 

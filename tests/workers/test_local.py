@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 from safetensors import safe_open
 
 from buffer.run_folder import RunFolder
@@ -17,12 +16,6 @@ from tests.run_files import assert_same_run
 from tests.running import small, user_reward
 from tests.running_local import kill_local, run_local
 from workers.sampler import policies_of
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    """As the runs' samplers have: last bits depend on it."""
-    torch.set_num_threads(1)
 
 
 def test_it_goes_on_from_where_it_was_ended(model: Path, undisturbed: Path, tmp_path: Path) -> None:
