@@ -20,6 +20,9 @@ STAMP := $(VENV)/installed-$(shell cksum < requirements.lock | cut -d' ' -f1)
 APART := slow or watching or cluster or other_diffusers  # as in pyproject.toml
 TWO := -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 
+# Some containers set it, and then each of a run's five processes compiles the project again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: train test quick lint test-slow test-watching test-cluster test-chaos test-other-diffusers install help
 .DEFAULT_GOAL := help
 

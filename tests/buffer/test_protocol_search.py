@@ -113,6 +113,7 @@ def test_pictures_that_raise_are_set_aside_or_stop_the_run_until_it_is_mended(fa
         assert search(World(rules, 1, frozenset({fault})), bad) > 50
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fault", [None, "worker", "buffer", "damage"])
 def test_evaluations_on_two_sets_with_rewards_of_their_own_hold_nothing_up(fault: str | None) -> None:
     rules = small(batches=1, k=0, train=(1,), other=(0, 1))
@@ -238,6 +239,7 @@ class PublishesTheNewest(Rules):
         return {state.next_batch}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("mutant", "batches", "fault"),
     [
@@ -383,6 +385,7 @@ def split_brain(rules: Rules, reads: Callable[..., Any] = counted) -> int:
     return tried
 
 
+@pytest.mark.long
 def test_what_a_cut_off_buffer_does_counts_for_nobody() -> None:
     assert split_brain(small(batches=2)) == 14**3
 

@@ -20,6 +20,8 @@ from policy.rollout import rollout
 from tests.pipelines import tiny_pipeline
 from tests.running import SMALL
 
+pytestmark = pytest.mark.long
+
 WORDS = ("model.dtype", "sampling.latents_dtype", "learner.objective", "learner.advantage", "learner.guidance_gradient")
 CHOICES = [
     *itertools.product(DType, DType, ["ddpo_is"], ["per_prompt"], ["full"]),

@@ -96,6 +96,7 @@ def test_what_may_not_change_is_shown(run_dir: Path, words: list[str], says: str
     assert contents(run_dir) == before
 
 
+@pytest.mark.long
 def test_every_setting_is_compared_unless_it_is_listed(run_dir: Path) -> None:
     """Changes one leaf after the other: no setting is overlooked by the comparison."""
     base = load(BASE)

@@ -133,6 +133,7 @@ def meant(key: str, text: str) -> str:
     return str(Path(text).absolute()) if key == "ray.temp_dir" else text
 
 
+@pytest.mark.long
 @settings(QUICK, max_examples=50)
 @given(st.sampled_from(LONE), ANY)
 @example("run.name", "007")
@@ -145,6 +146,7 @@ def test_a_text_of_the_command_line_is_used_as_written_or_refused(key: str, text
         assert value_of(config, key) == (None if none else meant(key, text))
 
 
+@pytest.mark.long
 @settings(QUICK, max_examples=40)
 @given(st.sampled_from(LONE), ANY, st.booleans())
 @example("run.name", "007", True)
@@ -170,6 +172,7 @@ def test_a_text_of_a_file_is_used_as_written_or_refused(key: str, text: str, pla
         assert value_of(config, key) == (None if nothing else meant(key, text.strip(" ") if plain else text))
 
 
+@pytest.mark.long
 @settings(QUICK, max_examples=50)
 @given(st.sampled_from(LISTS), ANY, st.booleans())
 @example("prompts.list", "a cat: big", False)

@@ -18,6 +18,8 @@ from rewards.vision_language import VisionLanguageModel
 from rewards.vqa import says
 from tests.running import ROOT
 
+pytestmark = pytest.mark.long
+
 WEIGHTS = ROOT / "emoji_world" / "weights"
 PIPELINE = WEIGHTS / "pipeline"
 

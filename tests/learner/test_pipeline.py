@@ -31,6 +31,8 @@ from policy.policy import Policy
 from policy.rollout import rollout
 from tests.pipelines import tiny_pipeline
 
+pytestmark = pytest.mark.long
+
 STEPS = 8
 PROMPTS = ("a cat", "a dog", "two cat on the beach", "a horse")
 

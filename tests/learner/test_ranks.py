@@ -21,6 +21,8 @@ from learner.ranks import Meeting, Ranks, RanksDisagree
 from tests.learner.test_pipeline import away_from_zero, error, load, make_batch, one_step, small
 from tests.pipelines import tiny_pipeline
 
+pytestmark = pytest.mark.long
+
 PATIENCE_S = 1800  # a rank that dies closes its pipe, and is noticed at once
 Work = Callable[..., Any]
 

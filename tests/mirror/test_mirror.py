@@ -162,6 +162,7 @@ def complete(run: Path, k: int) -> None:
 # ---- a head is lost
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("k", "every"),
     [(0, 17), (2, 23), pytest.param(0, 1, marks=pytest.mark.slow), pytest.param(2, 1, marks=pytest.mark.slow)],
@@ -439,6 +440,7 @@ def test_a_start_copies_nothing_that_is_there_already(tmp_path: Path) -> None:
     assert mirror.copies == 0
 
 
+@pytest.mark.long
 def test_a_mirror_that_fails_holds_nothing_up_and_is_complete_in_the_end(tmp_path: Path) -> None:
     mirror = new_head(tmp_path / "mirror", tmp_path / "run")
     cable = Cable(fails_at=1, failures=2)  # twice: tried again after one second and after two

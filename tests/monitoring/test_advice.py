@@ -31,6 +31,7 @@ def advice_of(run: Simulated, counts: dict[str, int], orders: int, k: int, first
 seconds = st.floats(0.2, 3.0)
 
 
+@pytest.mark.long
 @given(
     durations=st.builds(
         Durations, seconds, st.fixed_dictionaries({"a": seconds, "b": seconds}), st.floats(0.4, 12.0), st.just(0.2)

@@ -25,6 +25,8 @@ from policy.source import check_model, family_of
 from tests.pipelines import edit_json, tiny_pipeline
 from tests.running import ROOT
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -20,6 +20,8 @@ from policy.prompt_cache import PromptCache
 from policy.source import WEIGHT_NAME
 from tests.pipelines import tiny_pipeline
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -27,6 +27,8 @@ from policy.rollout import rollout
 from policy.source import WEIGHT_NAME
 from tests.pipelines import tiny_pipeline
 
+pytestmark = pytest.mark.long
+
 PROMPTS, SEEDS, STEPS, GUIDANCE = ["a cat on the beach", "two dog"], [3, 4], 4, 3.0
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 ALL = [*ATTENTION, "proj_in", "proj_out", "conv1", "conv2", "proj", "net.2", "conv_in"]

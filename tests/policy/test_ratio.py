@@ -19,6 +19,8 @@ from policy.policy import Policy
 from tests.pipelines import WORDS, tiny_pipeline
 from tests.running import ROOT
 
+pytestmark = pytest.mark.long
+
 STEPS, TRAJECTORIES = 4, 32
 PROMPTS = [f"a {WORDS[i % 3 + 1]} on the beach" for i in range(TRAJECTORIES)]
 

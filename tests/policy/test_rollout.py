@@ -47,6 +47,7 @@ def test_shapes_and_types(model: ModelConfig) -> None:
     assert result.timesteps[1].tolist() == policy.schedule.timesteps.tolist() == [831, 665, 499, 333, 167, 1]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("guidance", "eta"), [(3.0, 1.0), (1.0, 0.5)])
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_plain_diffusers_makes_the_same_pictures(
@@ -175,6 +176,7 @@ def test_a_learner_reads_no_vae_and_scores_what_a_sampler_made(model: ModelConfi
     assert np.array_equal(scored.detach().numpy(), made.log_probs[:, 2])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "other",
     [{"steps": 4}, {"guidance": 1.0}, {"eta": 0.5}, {"steps": 3, "guidance": 5.0, "latents_dtype": DType.float16}],

@@ -13,6 +13,8 @@ from policy.policy import Policy
 from policy.rollout import rollout
 from tests.pipelines import sd15_layout
 
+pytestmark = pytest.mark.long
+
 PROMPTS, SEEDS = ["a cat on the beach", "two dog playing chess"], [3, 4]
 
 

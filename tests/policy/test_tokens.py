@@ -105,6 +105,7 @@ def test_every_named_set_is_of_different_prompts_to_the_shipped_model(name: str)
     StableDiffusion.check_prompts(ModelConfig(), resolve_prompts(PromptsConfig(set=name)))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("value", [..., 1e30, 10**30, None, 512, 77], ids=str)
 def test_a_tokenizer_without_a_maximum_takes_what_the_text_encoder_takes(
     good: Path, tmp_path: Path, value: Any

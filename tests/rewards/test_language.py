@@ -20,6 +20,8 @@ from rewards.vqa import QuestionAnswering, graded, says
 from tests import vlm_models
 from tests.rewards import vlm_others
 
+pytestmark = pytest.mark.long
+
 COUNT = 32  # pictures
 QUESTIONS = ["what is going on in this image?", "how many cats are there?", "what animal?", "how many cats?"]
 SENTENCES = ["a cat", "two cats on the beach", "two dogs playing chess in the snow", "four birds", "the bike"]
