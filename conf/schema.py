@@ -153,7 +153,9 @@ class LearnerConfig:
         "ddpo_is (importance-weighted, clipped), ddpo_sf (score function), ddpo_decoupled (for old data), or "
         "module:Class; null: ddpo_is, and ddpo_decoupled with buffer.max_staleness above 1",
     )
-    objective_args: dict[str, Any] = setting({}, "keyword arguments of a class of your own")
+    objective_args: dict[str, Any] = setting(
+        {}, "keyword arguments: step_weight (equal, std, output) of ddpo_*, or those of a class of your own"
+    )
     advantage: str = setting(
         "per_prompt",
         "among a prompt's last pictures (per_prompt), the batch's of it (by_group), by_batch, or module:Class",

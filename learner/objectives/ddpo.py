@@ -5,19 +5,38 @@ true ratio of densities to the power 1/D; on that scale it is clipped.
 
 Three policies appear: the one that is trained (p), the one that sampled (old, the behaviour policy), and for
 `ddpo_decoupled` the one that the batch's first update started from (proximal). With fresh data the last two are one.
+
+**Weights by step.** The gradient of log p by a step's mean is of the size 1 / std, so the last steps, whose std is
+small and which decide little of the picture, drown the first. `step_weight` multiplies each pair's loss:
+
+    equal    1, as in the paper
+    std      std_i: the gradients by the means are of one size
+    output   std_i / |output_scale_i|: those by the network's outputs are (as GRPO-Guard does, Wang et al. 2025)
+
+divided by their mean over the trained steps. They change how loudly each step speaks, and not where the optimum of a
+single step lies.
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from common.errors import UserError, quoted
+from conf.schema import LearnerConfig
 from learner.batch import Batch
 from learner.metrics import policy_gradient_metrics
 from learner.objectives.objective import Objective, Pairs, StepResult, TrainablePolicy, at
+from policy.gaussian import Schedule
+
+STEP_WEIGHTS: dict[str, Callable[[Schedule], Tensor]] = {
+    "equal": lambda schedule: torch.ones_like(schedule.std),
+    "std": lambda schedule: schedule.std,
+    "output": lambda schedule: schedule.std / schedule.output_scale.abs(),
+}
 
 
 @dataclass(frozen=True)
@@ -33,6 +52,12 @@ class PolicyGradient(Objective):
     """A loss of log-probs and advantages. A child says which, in `of`."""
 
     measures = ("log_ratio", "ratio", "clipped", "approx_kl")
+
+    def __init__(self, config: LearnerConfig, seed: int, step_weight: str = "equal") -> None:
+        super().__init__(config, seed)
+        if step_weight not in STEP_WEIGHTS:
+            raise UserError(f"step_weight={quoted(step_weight)} is none of {', '.join(STEP_WEIGHTS)}: choose one.")
+        self.step_weight = step_weight
 
     @abstractmethod
     def of(self, log_probs: LogProbs, advantages: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,6 +84,7 @@ class PolicyGradient(Objective):
         old = at(batch.log_probs, pairs.rows, pairs.steps).to(new)
         proximal = old if pairs.before is None else torch.from_numpy(pairs.before).to(new)
         loss, clipped_log_ratio = self.of(LogProbs(new, old, proximal), advantages.to(new))
+        loss = self.step_weights(policy.schedule).to(loss)[torch.from_numpy(pairs.steps)] * loss
         with torch.no_grad():
             ratio = clipped_log_ratio.exp()
             return {
@@ -68,6 +94,11 @@ class PolicyGradient(Objective):
                 "clipped": (ratio - 1).abs() > self.config.clip_range,
                 "approx_kl": 0.5 * clipped_log_ratio**2,  # k2 of Schulman 2020, on the scale of the mean over D
             }
+
+    def step_weights(self, schedule: Schedule) -> Tensor:
+        """[trained steps] float64, of mean 1."""
+        weights = STEP_WEIGHTS[self.step_weight](schedule)[: self.config.train_steps]
+        return weights / weights.mean()
 
     def kl_to_base(self, policy: TrainablePolicy, batch: Batch, pairs: Pairs) -> Tensor:
         """Both are Gaussians of one std, so a step's is |mean - mean_base|^2 / (2 std^2), exactly."""

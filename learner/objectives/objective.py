@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from conf.schema import LearnerConfig
 from learner.batch import Batch
+from policy.gaussian import Schedule
 
 STREAM = 2  # of random numbers beside buffer.orders' 0 and 1
 Needs = Literal["steps", "clean"]
@@ -23,6 +24,8 @@ Needs = Literal["steps", "clean"]
 
 class TrainablePolicy(Protocol):
     """What objectives ask of a policy; `policy.policy.Policy` has it, and so does a test's one-parameter Gaussian."""
+
+    schedule: Schedule
 
     def encode(self, prompts: Sequence[str]) -> tuple[Tensor, ...]: ...
     def gaussian(

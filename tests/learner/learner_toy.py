@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from learner.batch import Batch
+from policy.gaussian import Schedule
 
 SHAPE = (2, 2, 1)  # C, H, W
 D = math.prod(SHAPE)
@@ -20,6 +21,8 @@ class GaussianToy:
     def __init__(self, theta: Tensor, stds: list[float], memory: int | None = None) -> None:
         self.theta = nn.Parameter(theta.clone())
         self.stds = torch.tensor(stds, dtype=theta.dtype)
+        ones = torch.ones(len(stds), dtype=torch.float64)
+        self.schedule = Schedule(torch.arange(len(stds)), 0 * ones, ones, self.stds.double())
         self.memory = memory
         self.at_base = False
         self.calls: list[int] = []  # pairs in each call

@@ -73,6 +73,25 @@ def test_gradient_at_ratio_one_is_the_closed_form(kind: type[PolicyGradient], mi
     assert (outputs["ratio"] == 1).all() and not outputs["clipped"].any()
 
 
+@pytest.mark.parametrize(("step_weight", "power"), [("equal", (0, 0)), ("std", (1, 0)), ("output", (1, -1))])
+@pytest.mark.parametrize("train_steps", [None, 2])
+def test_a_steps_weight_multiplies_its_pairs_and_the_weights_of_the_trained_steps_have_mean_one(
+    step_weight: str, power: tuple[int, int], train_steps: int | None
+) -> None:
+    policy = GaussianToy(THETA, STDS)
+    scales = np.array([-2.0, 1.0, 0.5])  # DDIM's are negative
+    policy.schedule = dataclasses.replace(policy.schedule, output_scale=torch.from_numpy(scales))
+    batch, advantages, settings = toy_batch(policy, 20), normal(20), config(train_steps=train_steps)
+    updater = Updater(policy, ImportanceSampling(settings, 0, step_weight), settings)
+    updater.gradient(batch, advantages, drawn(batch, optimizer_steps=1, train_steps=train_steps)[0], 7)
+    trained = len(STDS) if train_steps is None else train_steps
+    weights = (np.array(STDS) ** power[0] * np.abs(scales) ** power[1])[:trained]
+    factor = np.zeros((20, len(STDS)))
+    factor[:, :trained] = weights / weights.mean() * len(STDS) / trained  # the mean is over the trained pairs
+    expected = score_function_gradient(batch, advantages, THETA.numpy(), factor)
+    np.testing.assert_allclose(gradient_of(policy).numpy(), expected, rtol=1e-12)
+
+
 def test_gradient_off_policy_is_the_closed_form_with_the_clipped_pairs_left_out() -> None:
     batch, advantages, clip = toy_batch(GaussianToy(THETA, STDS), 40), normal(40), 0.02
     moved = GaussianToy(THETA + 0.01, STDS)
