@@ -171,6 +171,12 @@ class LearnerConfig:
     clip_range: float = setting(1e-4, "of the ratio of mean-over-dimensions log-probs", POSITIVE)
     advantage_clip: float = setting(5.0, "largest absolute advantage, in standard deviations", POSITIVE)
     max_grad_norm: float = setting(1.0, "the gradient of an optimizer step is scaled down to this norm", POSITIVE)
+    kl_weight: float = setting(
+        0.0, "of the KL to the base model in the loss, by step and dimension, the scale of log-probs", NOT_NEGATIVE
+    )
+    kl_target: float | None = setting(
+        None, "kl_weight is steered until kl/base_per_dimension is this; null: it stays as it is", or_null(POSITIVE)
+    )
     tracker_size: int = setting(32, "rewards remembered for each prompt", AT_LEAST_ONE)
     tracker_min_count: int = setting(
         16, "below it a prompt's advantage uses the whole batch's statistics", AT_LEAST_ONE

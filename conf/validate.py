@@ -152,6 +152,11 @@ def _check_learner(config: Config) -> None:
             f"learner.train_steps={config.learner.train_steps} is more than sampling.steps={config.sampling.steps}: "
             "lower it, or leave it out to train on all"
         )
+    if config.learner.kl_target is not None and not config.learner.kl_weight:
+        raise UserError(
+            f"learner.kl_target={config.learner.kl_target:g} with learner.kl_weight=0 has no weight to steer: give it "
+            "one to start from, such as learner.kl_weight=1"
+        )
     if config.learner.tracker_min_count > config.learner.tracker_size:
         raise UserError(
             f"learner.tracker_min_count={config.learner.tracker_min_count} is never reached with "

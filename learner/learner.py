@@ -15,11 +15,12 @@ from conf.schema import Config
 from conf.settings import flatten, may_change
 from learner import recovery
 from learner.batch import Batch
+from learner.kl_target import steered
 from learner.metrics import finite, reward_metrics, update_metrics
 from learner.optimizer_state import load_optimizer_state, optimizer_state
 from learner.ranks import Ranks
 from learner.registry import make_advantage, make_objective
-from learner.update import Updater
+from learner.update import BaseKL, Updater
 from policy import lora
 from policy.policy import Policy
 
@@ -80,8 +81,17 @@ class Learner:
             "microbatch": float(self.updater.microbatch),
             "microbatch_halvings": float(self.updater.halvings - halvings),
         }
+        if self.objective.kl_weight:
+            metrics["kl/weight"] = self.objective.kl_weight
+        self._steer(base)
         self.metrics = metrics
         return TrainedBatch(metrics, advantages)
+
+    def _steer(self, base: BaseKL | None) -> None:
+        """The weight of the KL penalty for the next batch; `metrics` are still those of the batch before."""
+        if (target := self.config.learner.kl_target) is not None and base is not None:
+            before = self.metrics.get("kl/base_per_dimension", base.dimension)
+            self.objective.kl_weight = steered(self.objective.kl_weight, base.dimension, before, target)
 
     def _advantages(self, batch: Batch) -> np.ndarray:
         """Raises UserError if they are not one finite number a picture: the class may be a user's own."""
@@ -122,6 +132,7 @@ class Learner:
                 "optimizer_steps": self.optimizer_steps,
                 "non_finite_in_a_row": self.updater.non_finite_in_a_row,
             },
+            kl_weight=self.objective.kl_weight,
             settings=self._settings(),
             metrics=self.metrics,
         )
@@ -146,6 +157,7 @@ class Learner:
         self.advantage.load_state_dict(point.advantage)
         self.optimizer_steps = point.counters["optimizer_steps"]
         self.updater.non_finite_in_a_row = point.counters["non_finite_in_a_row"]
+        self.objective.kl_weight = point.kl_weight
         self.metrics = point.metrics
         self.version = point.version
 

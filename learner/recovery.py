@@ -2,7 +2,7 @@
 
     <folder>/pytorch_lora_weights.safetensors   as diffusers saves it: pipe.load_lora_weights(folder) reads it
     <folder>/optimizer.safetensors              AdamW's moments and step count of each LoRA weight, by name
-    <folder>/state.json                         version, state of the advantages, counters, settings, digests of the two
+    <folder>/state.json                         version, advantages, counters, KL weight, settings, digests of the two
 
 It holds no state of a random generator because there is none: every random number follows from (seed, batch).
 
@@ -36,13 +36,14 @@ OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
 
 @dataclass(frozen=True)
 class RecoveryPoint:
-    """Example: RecoveryPoint(Version(12, "9f86d081884c7d65"), lora, optimizer, {"a cat": [-1.2]}, {...}, {...})"""
+    """Example: RecoveryPoint(Version(12, "9f86d081884c7d65"), lora, optimizer, {"a cat": [-1.2]}, {}, 0.0, {}, {})"""
 
     version: Version
     lora: dict[str, Tensor]  # float32, by name
     optimizer: dict[str, Tensor]  # "<name>.exp_avg", "<name>.exp_avg_sq", "<name>.step"; empty before the first step
     advantage: dict[str, Any]  # remembered rewards by prompt, or whatever it keeps
     counters: dict[str, int]
+    kl_weight: float
     settings: dict[str, Any]  # what the weights are of; a learner with others does not go on from them
     metrics: dict[str, float]  # of the batch that led here: kept with it, so that no death loses or doubles a row
 
@@ -65,6 +66,7 @@ def write(folder: Path, point: RecoveryPoint, policy: Policy) -> None:
                 "version": point.version,
                 "advantage": point.advantage,
                 "counters": point.counters,
+                "kl_weight": point.kl_weight,
                 "settings": point.settings,
                 "metrics": point.metrics,
                 "files": {name: digest_of(temporary / name) for name in (WEIGHT_NAME, OPTIMIZER)},
@@ -95,6 +97,7 @@ def read(folder: Path, version: Version) -> RecoveryPoint:
         optimizer=load_file(folder / OPTIMIZER),
         advantage=body["advantage"],
         counters=body["counters"],
+        kl_weight=body["kl_weight"],
         settings=body["settings"],
         metrics=body["metrics"],
     )

@@ -22,6 +22,11 @@ def make_objective(config: Config) -> Objective:
     objective: Objective = _make(OBJECTIVES, "objective", name, given, config.learner.objective_args, Objective)
     if objective.needs not in get_args(Needs):
         raise UserError(f'learner.objective={name} has needs={objective.needs!r}; set "steps" or "clean".')
+    if config.learner.kl_weight and not objective.penalises_kl:
+        raise UserError(
+            f"learner.kl_weight={config.learner.kl_weight:g} with learner.objective={name}, whose loss has no penalty "
+            "on the KL to the base model: set learner.kl_weight=0, or take ddpo_is"
+        )
     steps, stale = config.learner.optimizer_steps, config.buffer.max_staleness
     if not objective.takes_stale_data and (steps > 1 or stale > 0):
         setting, value, fit = ("buffer.max_staleness", stale, 0) if stale else ("learner.optimizer_steps", steps, 1)

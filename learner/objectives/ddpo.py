@@ -30,6 +30,7 @@ from conf.schema import LearnerConfig
 from learner.batch import Batch
 from learner.metrics import policy_gradient_metrics
 from learner.objectives.objective import Objective, Pairs, StepResult, TrainablePolicy, at
+from policy import gaussian
 from policy.gaussian import Schedule
 
 STEP_WEIGHTS: dict[str, Callable[[Schedule], Tensor]] = {
@@ -52,6 +53,7 @@ class PolicyGradient(Objective):
     """A loss of log-probs and advantages. A child says which, in `of`."""
 
     measures = ("log_ratio", "ratio", "clipped", "approx_kl")
+    penalises_kl = True
 
     def __init__(self, config: LearnerConfig, seed: int, step_weight: str = "equal") -> None:
         super().__init__(config, seed)
@@ -80,11 +82,15 @@ class PolicyGradient(Objective):
         ]
 
     def loss(self, policy: TrainablePolicy, batch: Batch, pairs: Pairs, advantages: Tensor) -> dict[str, Tensor]:
-        new = _log_probs(policy, batch, pairs, self.config.guidance_gradient)
+        state = _states(policy, batch, pairs)
+        mean, std = policy.gaussian(*state, self.config.guidance_gradient)
+        new = gaussian.log_prob(at(batch.latents, pairs.rows, pairs.steps + 1).to(mean), mean, std)
         old = at(batch.log_probs, pairs.rows, pairs.steps).to(new)
         proximal = old if pairs.before is None else torch.from_numpy(pairs.before).to(new)
         loss, clipped_log_ratio = self.of(LogProbs(new, old, proximal), advantages.to(new))
         loss = self.step_weights(policy.schedule).to(loss)[torch.from_numpy(pairs.steps)] * loss
+        if self.kl_weight:
+            loss = loss + self.kl_weight * _kl_to_base(policy, state, mean, std)
         with torch.no_grad():
             ratio = clipped_log_ratio.exp()
             return {
@@ -101,16 +107,8 @@ class PolicyGradient(Objective):
         return weights / weights.mean()
 
     def kl_to_base(self, policy: TrainablePolicy, batch: Batch, pairs: Pairs) -> Tensor:
-        """Both are Gaussians of one std, so a step's is |mean - mean_base|^2 / (2 std^2), exactly."""
-        state = (
-            at(batch.latents, pairs.rows, pairs.steps),
-            torch.from_numpy(pairs.steps),
-            policy.encode([batch.prompts[row] for row in pairs.rows]),
-        )
-        mean, std = policy.gaussian(*state)
-        with policy.base():
-            base_mean, _ = policy.gaussian(*state)
-        return ((mean - base_mean) ** 2 / (2 * std**2)).mean(dim=(1, 2, 3))
+        state = _states(policy, batch, pairs)
+        return _kl_to_base(policy, state, *policy.gaussian(*state))
 
     def metrics(self, batch: Batch, steps: Sequence[StepResult]) -> dict[str, float]:
         return policy_gradient_metrics(batch, steps)
@@ -153,7 +151,9 @@ class Decoupled(PolicyGradient):
     """
 
     def before(self, policy: TrainablePolicy, batch: Batch, pairs: Pairs) -> Tensor:
-        return _log_probs(policy, batch, pairs, self.config.guidance_gradient)
+        x, step_index, conditioning = _states(policy, batch, pairs)
+        x_next = at(batch.latents, pairs.rows, pairs.steps + 1)
+        return policy.log_prob(x, x_next, step_index, conditioning, self.config.guidance_gradient)
 
     def of(self, log_probs: LogProbs, advantages: Tensor) -> tuple[Tensor, Tensor]:
         weight = (log_probs.proximal - log_probs.old).exp().clamp(max=1 + self.config.clip_range)
@@ -161,11 +161,19 @@ class Decoupled(PolicyGradient):
         return weight * self.clipped_loss(log_ratio, advantages), log_ratio
 
 
-def _log_probs(policy: TrainablePolicy, batch: Batch, pairs: Pairs, guidance_gradient: str) -> Tensor:
-    return policy.log_prob(
+def _states(policy: TrainablePolicy, batch: Batch, pairs: Pairs) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    """Latents, steps and conditioning: where each pair's action was taken."""
+    return (
         at(batch.latents, pairs.rows, pairs.steps),
-        at(batch.latents, pairs.rows, pairs.steps + 1),
         torch.from_numpy(pairs.steps),
         policy.encode([batch.prompts[row] for row in pairs.rows]),
-        guidance_gradient,
     )
+
+
+def _kl_to_base(
+    policy: TrainablePolicy, state: tuple[Tensor, Tensor, tuple[Tensor, ...]], mean: Tensor, std: Tensor
+) -> Tensor:
+    """|mean - mean_base|^2 / (2 std^2) by dimension, [n], exactly: both are Gaussians of one std."""
+    with torch.no_grad(), policy.base():
+        base_mean, _ = policy.gaussian(*state)
+    return ((mean - base_mean) ** 2 / (2 * std**2)).mean(dim=(1, 2, 3))

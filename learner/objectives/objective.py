@@ -83,10 +83,12 @@ class Objective(ABC):
     needs: ClassVar[Needs] = "steps"  # what is stored of a trajectory: all latents and log-probs, or the last latent
     takes_stale_data: ClassVar[bool] = True  # data of earlier versions, and a second optimizer step on the same batch
     measures: ClassVar[tuple[str, ...]] = ()  # beside the loss, of each pair
+    penalises_kl: ClassVar[bool] = False  # its loss has kl_weight * KL(policy || base model)
 
     def __init__(self, config: LearnerConfig, seed: int) -> None:
         self.config = config
         self.seed = seed
+        self.kl_weight = config.kl_weight  # from batch to batch another where learner.kl_target steers it
 
     @abstractmethod
     def draw(self, batch: Batch) -> list[Pairs]:

@@ -81,6 +81,8 @@ BAD = [
     (["compressibility", "learner.train_steps=0"], "learner.train_steps=0 must be at least 1"),
     (["compressibility", "learner.train_steps=7"], "learner.train_steps=7 is more than sampling.steps=6"),
     (["compressibility", "learner.optimizer_steps=65"], "learner.optimizer_steps=65 is more than"),
+    (["compressibility", "learner.kl_target=0.1"], "learner.kl_target=0.1 with learner.kl_weight=0 has no weight"),
+    (["compressibility", "learner.kl_weight=-1"], "learner.kl_weight=-1"),
     (["compressibility", "learner.tracker_min_count=33"], "learner.tracker_min_count=33 is never reached"),
     (["compressibility", "rewards.compressibility.weight=0"], "rewards.compressibility.weight at 0"),
     (["alignment", "combine=product"], "combine=product needs rewards.caption.range"),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from learner.batch import Batch
+from policy import gaussian
 from policy.gaussian import Schedule
 
 SHAPE = (2, 2, 1)  # C, H, W
@@ -48,7 +49,7 @@ class GaussianToy:
         guidance_gradient: str = "full",
     ) -> Tensor:
         mean, std = self.gaussian(latents, step_index, conditioning, guidance_gradient)
-        return torch.distributions.Normal(mean, std).log_prob(next_latents).mean(dim=(1, 2, 3))
+        return gaussian.log_prob(next_latents.to(mean), mean, std)
 
     def predict(
         self, x: Tensor, timesteps: Tensor, conditioning: tuple[Tensor, ...], guidance_gradient: str = "full"

@@ -158,6 +158,12 @@ def test_every_name_makes_its_objective_and_the_age_of_the_data_chooses_where_no
         assert type(make_objective(config)) is ImportanceSampling
 
 
+def test_a_penalty_that_an_objective_does_not_have_is_refused() -> None:
+    path = "tests.workers.clean_objective:Regression"
+    with pytest.raises(UserError, match=rf"learner.kl_weight=0.1 with learner.objective={path}, whose loss has no pen"):
+        make_objective(settings(objective=path, objective_args={"timestep": 500}, kl_weight=0.1))
+
+
 def test_a_weight_by_step_that_is_not_there_is_refused() -> None:
     config = settings(objective_args={"step_weight": "sigma"})
     with pytest.raises(UserError, match="step_weight='sigma' is none of equal, std, output: choose one"):

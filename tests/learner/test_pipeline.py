@@ -137,6 +137,26 @@ def test_the_gradient_is_exact_in_float64(config: Config) -> None:
     assert error(gradient(policy, config, batch, 7), gradient(policy, config, batch, 4 * STEPS)) < 1e-12
 
 
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_the_gradient_of_the_kl_penalty_is_a_finite_difference(config: Config, guidance: float) -> None:
+    config.model.dtype, config.sampling.guidance, config.learner.kl_weight = DType.float64, guidance, 0.7
+    policy = load(config)
+    away_from_zero(policy)
+    batch, none = make_batch(policy, 0, count=2), np.zeros(2, np.float32)
+    updater = one_step(policy, config)
+    (pairs,) = updater.objective.draw(batch)
+    updater.gradient(batch, none, pairs, 8)
+    generator, state = torch.Generator().manual_seed(3), policy.lora_state()
+    way = {name: torch.randn(value.shape, generator=generator, dtype=value.dtype) for name, value in state.items()}
+    slope = sum((p.grad * way[name]).sum().item() for name, p in updater.parameters.items() if p.grad is not None)
+
+    def loss(along: float) -> float:
+        policy.load_lora_state({name: value + along * way[name] for name, value in state.items()})
+        return updater.gradient(batch, none, pairs, 8)["loss"].mean().item()
+
+    assert slope == pytest.approx((loss(1e-5) - loss(-1e-5)) / 2e-5, rel=1e-6)
+
+
 def test_score_function_and_importance_sampling_have_one_gradient_at_ratio_one(policy: Policy, config: Config) -> None:
     config.learner.clip_range = 1.0
     batch = make_batch(policy, 0)
@@ -178,6 +198,7 @@ def state_of(learner: Learner) -> dict[str, Any]:
         "lora": learner.policy.lora_state(),
         "optimizer": optimizer_state(learner.updater.optimizer, learner.updater.parameters),
         "advantage": learner.advantage.state_dict(),
+        "kl_weight": learner.objective.kl_weight,
         "optimizer_steps": learner.optimizer_steps,
     }
 
@@ -194,6 +215,7 @@ def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
 
 def test_six_batches_equal_three_a_restart_and_three(config: Config, tmp_path: Path) -> None:
     config.sampling.steps = 4
+    config.learner.kl_weight, config.learner.kl_target = 0.5, 1e-3  # so that the weight is another in every batch
     whole = Learner(load(config), config)
     metrics = [whole.train(make_batch(whole.policy, number)).metrics for number in range(6)]
 
@@ -209,6 +231,7 @@ def test_six_batches_equal_three_a_restart_and_three(config: Config, tmp_path: P
     assert_same(state_of(whole), state_of(second))
     assert metrics[3:] == resumed
     assert whole.version.number == 6 and whole.optimizer_steps == 12
+    assert len({row["kl/weight"] for row in metrics}) == 6
 
 
 def test_version_0_is_saved_and_restored(config: Config, tmp_path: Path) -> None:

@@ -12,11 +12,13 @@ from common.errors import RunStopped
 from conf.schema import LearnerConfig
 from learner.advantages import PerPrompt
 from learner.batch import Batch
+from learner.kl_target import steered
 from learner.metrics import finite, reward_metrics, update_metrics
 from learner.objectives.ddpo import Decoupled, ImportanceSampling, PolicyGradient, ScoreFunction
 from learner.objectives.objective import Objective, Pairs
 from learner.ranks import Ranks
 from learner.update import KL_PAIRS, Updater
+from policy import gaussian
 from tests.learner.learner_toy import SHAPE, D, GaussianToy, toy_batch
 
 STDS = [0.9, 0.5, 0.2]
@@ -176,6 +178,42 @@ def test_kl_to_base_is_the_closed_form_and_says_its_scale() -> None:
     per_step = [(THETA**2).sum().item() / (2 * std**2) for std in STDS]
     assert measured.trajectory == pytest.approx(sum(per_step), rel=1e-12)
     assert measured.dimension == pytest.approx(sum(per_step) / len(STDS) / D, rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", [ImportanceSampling, ScoreFunction, Decoupled])
+@pytest.mark.parametrize("microbatch", [1, 7, 1000])
+def test_the_kl_penalty_pulls_to_the_base_as_the_closed_form_says(kind: type[PolicyGradient], microbatch: int) -> None:
+    """Beside the loss of before; its own gradient is weight * theta / std^2 / D, in the mean over steps."""
+    policy, weight = GaussianToy(THETA, STDS), 0.7
+    batch, advantages = toy_batch(policy, 20), normal(20)
+    updater = updater_of(policy, config(kl_weight=weight), kind)
+    outputs = updater.gradient(batch, advantages, all_pairs(batch), microbatch)
+    pull = weight * THETA.numpy() * np.mean([1 / std**2 for std in STDS]) / D
+    reward = score_function_gradient(batch, advantages, THETA.numpy(), np.ones((20, 3)))
+    np.testing.assert_allclose(gradient_of(policy).numpy(), reward + pull, rtol=1e-12)
+    without = updater_of(policy, config(), kind).gradient(batch, advantages, all_pairs(batch), microbatch)
+    base = updater.kl_to_base(batch)
+    assert base is not None
+    added = (outputs["loss"] - without["loss"]).mean().item()
+    assert added == pytest.approx(weight * base.dimension, rel=0.2)  # that is estimated on some of the pairs
+
+
+@pytest.mark.parametrize("start", [0.01, 1.0, 30.0])
+@pytest.mark.parametrize("lr", [0.003, 0.01])
+def test_the_steered_weight_brings_the_kl_to_its_target_from_wherever_it_starts(start: float, lr: float) -> None:
+    """The reward pulls away from the base for ever; with the weight that is found, the KL stays where it is wanted."""
+    policy, target, settings = GaussianToy(0.01 * THETA, STDS), 0.02, config(kl_weight=start, lr=lr)
+    updater, advantage, found = updater_of(policy, settings), PerPrompt(settings), [0.0]
+    for number in range(200):
+        batch = toy_batch(policy, 64, number, target=torch.full(SHAPE, 3.0))
+        base = updater.kl_to_base(batch)
+        assert base is not None
+        updater.train(batch, advantage(batch.prompts, batch.rewards))
+        found.append(base.dimension)
+        updater.objective.kl_weight = steered(updater.objective.kl_weight, found[-1], found[-2], target)
+    assert found[1] < 0.01 * target
+    assert np.mean(found[-50:]) == pytest.approx(target, rel=0.1)
+    assert np.std(found[-50:]) < 0.25 * target
 
 
 def test_a_step_that_is_not_finite_is_not_taken_and_three_in_a_row_stop_the_run() -> None:
@@ -339,13 +377,13 @@ class Node:
 
 
 @pytest.mark.parametrize("kind", [ImportanceSampling, Decoupled])
-def test_no_graph_outlives_its_microbatch(kind: type[PolicyGradient]) -> None:
+def test_no_graph_outlives_its_microbatch(kind: type[PolicyGradient], monkeypatch: pytest.MonkeyPatch) -> None:
     """A node of the graph holds what its forward pass saved, and some of that even after backward."""
     policy = GaussianToy(THETA, STDS)
     batch = toy_batch(policy, 20)
     nodes: list[weakref.ref[Node]] = []
     alive: list[int] = []
-    log_prob = policy.log_prob
+    log_prob = gaussian.log_prob
 
     def watched(*arguments: Any) -> torch.Tensor:
         alive.append(sum(node() is not None for node in nodes))
@@ -357,7 +395,7 @@ def test_no_graph_outlives_its_microbatch(kind: type[PolicyGradient]) -> None:
             nodes.append(weakref.ref(node))
         return values
 
-    policy.log_prob = watched  # type: ignore[method-assign, assignment]
+    monkeypatch.setattr(gaussian, "log_prob", watched)
     updater = updater_of(policy, config(microbatch=4, optimizer_steps=2), kind)
     updater.train(batch, normal(20))
     assert len(nodes) == 16 and max(alive) == 0
