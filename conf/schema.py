@@ -150,11 +150,12 @@ class RewardConfig:
 class LearnerConfig:
     objective: str | None = setting(
         None,
-        "ddpo_is (importance-weighted, clipped), ddpo_sf (score function), ddpo_decoupled (for old data), or "
-        "module:Class; null: ddpo_is, and ddpo_decoupled with buffer.max_staleness above 1",
+        "ddpo_is (importance-weighted, clipped), ddpo_sf (score function), ddpo_decoupled (for old data); on clean "
+        "pictures rwr, rwr_sparse, nft, awm; or module:Class; null: ddpo_is, and ddpo_decoupled with "
+        "buffer.max_staleness above 1",
     )
     objective_args: dict[str, Any] = setting(
-        {}, "keyword arguments: step_weight (equal, std, output) of ddpo_*, or those of a class of your own"
+        {}, "its keyword arguments, such as step_weight=std of ddpo_*: docs/algorithm.md"
     )
     advantage: str = setting(
         "per_prompt",

@@ -133,7 +133,7 @@ class Updater:
         found = [values.cpu().numpy() for values in self.within_memory(measure) if values is not None]
         if not found:
             return pairs
-        before = np.full(len(pairs), np.nan, found[0].dtype)
+        before = np.full((len(pairs), *found[0].shape[1:]), np.nan, found[0].dtype)
         before[part] = np.concatenate(found)
         return replace(pairs, before=before)
 

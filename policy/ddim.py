@@ -8,6 +8,7 @@ from diffusers import DDIMScheduler
 
 from common.errors import UserError
 from policy.gaussian import SMALLEST_STD, Schedule
+from policy.noise_levels import NoiseLevels
 
 
 def ddim_schedule(scheduler: DDIMScheduler, steps: int, eta: float) -> Schedule:
@@ -58,6 +59,16 @@ def ddim_schedule(scheduler: DDIMScheduler, steps: int, eta: float) -> Schedule:
                 f"{str(config.set_alpha_to_one).lower()}, sampling.eta={eta:g}); {_advice(scheduler, steps, eta)}."
             )
     return schedule
+
+
+def ddpm_noise_levels(scheduler: DDIMScheduler) -> NoiseLevels:
+    """The timesteps of training (Ho et al. 2020, equation 4) but one that is all noise, or none."""
+    alphas = scheduler.alphas_cumprod.double()
+    timesteps = torch.arange(len(alphas))[(alphas > 0) & (alphas < 1)]
+    signal, noise_scale = alphas[timesteps].sqrt(), (1 - alphas[timesteps]).sqrt()
+    if scheduler.config.prediction_type == "epsilon":
+        return NoiseLevels(timesteps, signal, noise_scale, 1 / signal, -noise_scale / signal)
+    return NoiseLevels(timesteps, signal, noise_scale, signal, -noise_scale)
 
 
 def _formulas(scheduler: DDIMScheduler, steps: int, eta: float) -> Schedule | None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from conf.schema import ModelConfig, SamplingConfig
 from policy.gaussian import Schedule
+from policy.noise_levels import NoiseLevels
 
 Conditioning = tuple[Tensor, ...]  # what the network is told of a prompt, in parts; without a batch axis for one prompt
 
@@ -52,6 +53,10 @@ class Family(Protocol):
 
     def schedule(self, sampling: SamplingConfig) -> Schedule:
         """The Gaussians of the denoising steps. Raises UserError if a step is none."""
+        ...
+
+    def noise_levels(self) -> NoiseLevels:
+        """Those that the network was trained on: losses on clean pictures draw from them."""
         ...
 
     def encode(self, prompts: Sequence[str]) -> Iterator[Conditioning]:

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from common.precision import exact_float32
 from conf.schema import DType, ModelConfig, SamplingConfig
 from policy import gaussian, lora, lora_file
 from policy.family import Conditioning, Family
+from policy.noise_levels import NoiseLevels
 from policy.prompt_cache import PromptCache
 from policy.source import family_of
 
@@ -91,6 +93,11 @@ class Policy:
     def num_steps(self) -> int:
         """T."""
         return len(self.schedule)
+
+    @cached_property
+    def noise_levels(self) -> NoiseLevels:
+        """Of the forward process, whatever the sampling is."""
+        return self.family.noise_levels()
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

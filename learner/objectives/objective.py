@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from conf.schema import LearnerConfig
 from learner.batch import Batch
 from policy.gaussian import Schedule
+from policy.noise_levels import NoiseLevels
 
 STREAM = 2  # of random numbers beside buffer.orders' 0 and 1
 Needs = Literal["steps", "clean"]
@@ -27,6 +28,8 @@ class TrainablePolicy(Protocol):
 
     schedule: Schedule
 
+    @property
+    def noise_levels(self) -> NoiseLevels: ...
     def encode(self, prompts: Sequence[str]) -> tuple[Tensor, ...]: ...
     def gaussian(
         self, latents: Tensor, step_index: Tensor, conditioning: tuple[Tensor, ...], guidance_gradient: str = "full"
@@ -52,7 +55,7 @@ class Pairs:
 
     rows: np.ndarray  # int64 [n], of the batch
     steps: np.ndarray  # int64 [n], from 0
-    before: np.ndarray | None = None  # [n], what `Objective.before` gave
+    before: np.ndarray | None = None  # [n, ...], what `Objective.before` gave
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -95,7 +98,7 @@ class Objective(ABC):
         """The pairs of each of the batch's optimizer steps."""
 
     def before(self, policy: TrainablePolicy, batch: Batch, pairs: Pairs) -> Tensor | None:
-        """[n] of what the loss has to know of the policy as it was before the batch's first step; None: nothing."""
+        """[n, ...] of what the loss has to know of the policy before the batch's first step; None: nothing."""
         return None
 
     @abstractmethod

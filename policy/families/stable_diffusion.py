@@ -15,10 +15,11 @@ from transformers.utils import logging as transformers_logging
 
 from common.errors import UserError
 from conf.schema import ModelConfig, SamplingConfig
-from policy.ddim import ddim_schedule
+from policy.ddim import ddim_schedule, ddpm_noise_levels
 from policy.families.clip_tokens import Tokens
 from policy.family import Conditioning
 from policy.gaussian import Schedule
+from policy.noise_levels import NoiseLevels
 from policy.source import check_model, read_part
 
 logger = logging.getLogger(__name__)
@@ -81,6 +82,9 @@ class StableDiffusion:
     def schedule(self, sampling: SamplingConfig) -> Schedule:
         return _schedule(self.model, sampling)
 
+    def noise_levels(self) -> NoiseLevels:
+        return ddpm_noise_levels(_scheduler(self.model))
+
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Iterator[Conditioning]:
         """The text encoder's last hidden state. One prompt at a time, so that its last bits hang on no other."""
@@ -142,6 +146,10 @@ def _part(model: ModelConfig, kind: Any, name: str, dtype: torch.dtype, device: 
 
 
 def _schedule(model: ModelConfig, sampling: SamplingConfig) -> Schedule:
+    return ddim_schedule(_scheduler(model), sampling.steps, sampling.eta)
+
+
+def _scheduler(model: ModelConfig) -> DDIMScheduler:
     """DDIM with the betas, spacing and offset of the model's own scheduler (Stable Diffusion 1.5 ships PNDM's)."""
 
     def read() -> dict[str, Any]:
@@ -178,7 +186,8 @@ def _schedule(model: ModelConfig, sampling: SamplingConfig) -> Schedule:
         scheduler.set_timesteps(2)  # so that a number that is none is seen here
         return scheduler
 
-    return ddim_schedule(read_part(model, "scheduler", convert), sampling.steps, sampling.eta)
+    scheduler: DDIMScheduler = read_part(model, "scheduler", convert)
+    return scheduler
 
 
 def _check_unet(unet: Any, vae: Mapping[str, Any], model: ModelConfig) -> None:

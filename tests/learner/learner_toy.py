@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from learner.batch import Batch
 from policy import gaussian
 from policy.gaussian import Schedule
+from policy.noise_levels import NoiseLevels
 
 SHAPE = (2, 2, 1)  # C, H, W
 D = math.prod(SHAPE)
@@ -23,6 +24,8 @@ class GaussianToy:
         self.theta = nn.Parameter(theta.clone())
         self.stds = torch.tensor(stds, dtype=theta.dtype)
         ones = torch.ones(len(stds), dtype=torch.float64)
+        sigma = torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64)  # of a flow: output = noise - clean
+        self.noise_levels = NoiseLevels(1000 * sigma, 1 - sigma, sigma, torch.ones(3).double(), -sigma)
         self.schedule = Schedule(torch.arange(len(stds)), 0 * ones, ones, self.stds.double())
         self.memory = memory
         self.at_base = False
@@ -54,7 +57,8 @@ class GaussianToy:
     def predict(
         self, x: Tensor, timesteps: Tensor, conditioning: tuple[Tensor, ...], guidance_gradient: str = "full"
     ) -> Tensor:
-        return self.theta.expand(len(x), *SHAPE)
+        theta = torch.zeros_like(self.theta) if self.at_base else self.theta
+        return theta.expand(len(x), *SHAPE)
 
     @contextmanager
     def base(self) -> Iterator[None]:

@@ -122,8 +122,8 @@ def weights_after(ranks: Ranks, configs: list[Config], batches: list[Batch]) -> 
 
 
 def test_weights_after_three_batches_are_those_of_one_learner(folder: Path) -> None:
-    configs = [small(folder), small(folder)]
-    for config, objective in zip(configs, ("ddpo_is", "ddpo_decoupled"), strict=True):
+    configs = [small(folder) for _ in range(3)]
+    for config, objective in zip(configs, ("ddpo_is", "ddpo_decoupled", "nft"), strict=True):
         config.model.dtype = DType.float64
         config.learner.objective = objective
         config.sampling.steps = 4
@@ -143,12 +143,13 @@ def test_weights_after_three_batches_are_those_of_one_learner(folder: Path) -> N
     assert any((singles[0][0][name] != singles[1][0][name]).any() for name in start)
 
 
-@pytest.mark.parametrize("objective", ["ddpo_is", "ddpo_decoupled"])
+@pytest.mark.parametrize("objective", ["ddpo_is", "ddpo_decoupled", "nft"])
 def test_ranks_without_pairs_change_nothing(folder: Path, objective: str) -> None:
     """Pictures were set aside until an optimizer step has fewer pairs than there are ranks, and the KL, too."""
     config = small(folder)
     config.model.dtype = DType.float64
     config.learner.objective = objective
+    config.learner.objective_args = {"levels": 1} if objective == "nft" else {}
     config.learner.optimizer_steps = 4
     config.learner.train_steps = 1
     config.sampling.steps = 2
