@@ -85,7 +85,10 @@ def advantage(path: str, **args: Any) -> Advantage:
 
 KINDS: list[tuple[str, Callable[..., Any], str]] = [("objective", objective, ""), ("advantage", advantage, "Advantage")]
 BASES = {"objective": "learner.objectives.objective.Objective", "advantage": "learner.advantages.Advantage"}
-BUILT_IN = {"objective": "ddpo_decoupled, ddpo_is, ddpo_sf", "advantage": "by_batch, by_group, per_prompt"}
+BUILT_IN = {
+    "objective": "awm, ddpo_decoupled, ddpo_is, ddpo_sf, nft, rwr, rwr_sparse",
+    "advantage": "by_batch, by_group, per_prompt",
+}
 NAMED = {"objective": "ddpo_is", "advantage": "by_group"}
 
 
