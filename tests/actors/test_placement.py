@@ -60,8 +60,10 @@ Somebody: Any = ray.remote(Nobody)
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """The driver's node has one CPU, the other two."""
-    with tempfile.TemporaryDirectory(prefix="ddpo-") as temp:  # short, for Ray's sockets
-        head = {"num_cpus": 1, "temp_dir": str(Path(temp) / "ray"), "object_store_memory": 100_000_000}
+    # Its name is short, for Ray's sockets.
+    with tempfile.TemporaryDirectory(prefix="ddpo-") as temp, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", temp)  # where ray.init notes the address, in a folder that has to be there
+        head = {"num_cpus": 1, "temp_dir": f"{temp}/ray", "object_store_memory": 100_000_000}
         cluster = Cluster(initialize_head=True, head_node_args=head)
         try:
             cluster.add_node(num_cpus=2, object_store_memory=100_000_000)
