@@ -355,7 +355,7 @@ class Broken(StableDiffusion):
 
 def test_an_unfinished_or_broken_family_is_its_authors_to_mend(good: Path) -> None:
     own = ModelConfig(str(good), family=f"{__name__}:Unfinished")
-    lacks = "pipeline, check, check_prompts, without_weights, load, schedule, encode, decode"
+    lacks = "pipeline, check, check_prompts, without_weights, load, schedule, noise_levels, encode, decode"
     assert refusal(lambda: family_of(own)).startswith(f"model.family={__name__}:Unfinished lacks {lacks};")
     own.family = f"{__name__}:Broken"
     sentence = refusal(lambda: check_policy(own, SamplingConfig(), ["a cat"]))
