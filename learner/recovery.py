@@ -43,7 +43,7 @@ class RecoveryPoint:
     optimizer: dict[str, Tensor]  # "<name>.exp_avg", "<name>.exp_avg_sq", "<name>.step"; empty before the first step
     advantage: dict[str, Any]  # remembered rewards by prompt, or whatever it keeps
     counters: dict[str, int]
-    kl_weight: float
+    kl_weight: float  # for the next batch
     settings: dict[str, Any]  # what the weights are of; a learner with others does not go on from them
     metrics: dict[str, float]  # of the batch that led here: kept with it, so that no death loses or doubles a row
 

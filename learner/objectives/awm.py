@@ -9,17 +9,15 @@ import torch
 from torch import Tensor
 
 from learner.batch import Batch
-from learner.objectives.clean import CleanPictures, Noised, mean_square
-from learner.objectives.objective import Pairs, TrainablePolicy
+from learner.objectives.clean import CleanPictures, Noised
+from learner.objectives.objective import Pairs, TrainablePolicy, clipped_loss
 
 
 class AdvantageWeightedMatching(CleanPictures):
     def before(self, policy: TrainablePolicy, batch: Batch, pairs: Pairs) -> Tensor:
-        noised = self.noised(policy, batch, pairs)
-        return mean_square(noised.output - noised.target)
+        return self.noised(policy, batch, pairs).error
 
     def of(self, policy: TrainablePolicy, batch: Batch, pairs: Pairs, advantages: Tensor, noised: Noised) -> Tensor:
         assert pairs.before is not None
-        ratio = (torch.from_numpy(pairs.before).to(noised.output) - mean_square(noised.output - noised.target)).exp()
-        clip = self.config.clip_range
-        return torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip))
+        log_ratio = torch.from_numpy(pairs.before).to(noised.error) - noised.error
+        return clipped_loss(log_ratio, advantages, self.config.clip_range)

@@ -9,6 +9,7 @@ epsilon, v or a flow's velocity.
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -32,6 +33,11 @@ class Noised:
     level: Tensor  # int64 [n]
     target: Tensor  # [n,C,H,W], in the dtype and on the device of outputs
     output: Tensor  # the same; differentiable in the LoRA weights
+
+    @cached_property
+    def error(self) -> Tensor:
+        """[n]"""
+        return mean_square(self.output - self.target)
 
 
 class CleanPictures(Objective):
@@ -64,7 +70,7 @@ class CleanPictures(Objective):
         generator, rows, shares = self.generator(batch, 0), self.rows(batch), []
         for _ in range(self.passes):
             order = generator.permutation(rows)
-            for share in np.array_split(order, min(self.config.optimizer_steps, len(order))):
+            for share in self.shares(order):
                 chosen = np.tile(share, self.levels)
                 shares.append(Pairs(chosen, generator.integers(FINENESS, size=len(chosen))))
         return shares
@@ -76,7 +82,7 @@ class CleanPictures(Objective):
             with torch.no_grad(), policy.base():
                 base = self._output(policy, batch, pairs, noised.x, noised.level)
             loss = loss + self.kl_weight * mean_square(noised.output - base)
-        return {"loss": loss, "error": mean_square(noised.output - noised.target).detach()}
+        return {"loss": loss, "error": noised.error.detach()}
 
     def noised(self, policy: TrainablePolicy, batch: Batch, pairs: Pairs) -> Noised:
         """The pairs' pictures at their levels, and the policy's output there."""

@@ -29,7 +29,7 @@ from common.errors import UserError, quoted
 from conf.schema import LearnerConfig
 from learner.batch import Batch
 from learner.metrics import policy_gradient_metrics
-from learner.objectives.objective import Objective, Pairs, StepResult, TrainablePolicy, at
+from learner.objectives.objective import Objective, Pairs, StepResult, TrainablePolicy, at, clipped_loss
 from policy import gaussian
 from policy.gaussian import Schedule
 
@@ -76,10 +76,7 @@ class PolicyGradient(Objective):
         generator = self.generator(batch, 0)
         order = generator.permutation(len(batch))
         steps = generator.permuted(np.tile(np.arange(count), (len(batch), 1)), axis=1)
-        return [
-            Pairs(rows=np.tile(rows, count), steps=steps[rows].T.reshape(-1))
-            for rows in np.array_split(order, min(self.config.optimizer_steps, len(batch)))
-        ]
+        return [Pairs(rows=np.tile(rows, count), steps=steps[rows].T.reshape(-1)) for rows in self.shares(order)]
 
     def loss(self, policy: TrainablePolicy, batch: Batch, pairs: Pairs, advantages: Tensor) -> dict[str, Tensor]:
         state = _states(policy, batch, pairs)
@@ -113,18 +110,13 @@ class PolicyGradient(Objective):
     def metrics(self, batch: Batch, steps: Sequence[StepResult]) -> dict[str, float]:
         return policy_gradient_metrics(batch, steps)
 
-    def clipped_loss(self, log_ratio: Tensor, advantages: Tensor) -> Tensor:
-        """max(-A ratio, -A clip(ratio, 1 - c, 1 + c)), PPO's (Schulman et al. 2017, equation 7)."""
-        ratio, clip = log_ratio.exp(), self.config.clip_range
-        return torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip))
-
 
 class ImportanceSampling(PolicyGradient):
     """DDPO_IS, importance-weighted, with PPO's clipping: ratio = p / p_old."""
 
     def of(self, log_probs: LogProbs, advantages: Tensor) -> tuple[Tensor, Tensor]:
         log_ratio = log_probs.new - log_probs.old
-        return self.clipped_loss(log_ratio, advantages), log_ratio
+        return clipped_loss(log_ratio, advantages, self.config.clip_range), log_ratio
 
 
 class ScoreFunction(PolicyGradient):
@@ -158,7 +150,7 @@ class Decoupled(PolicyGradient):
     def of(self, log_probs: LogProbs, advantages: Tensor) -> tuple[Tensor, Tensor]:
         weight = (log_probs.proximal - log_probs.old).exp().clamp(max=1 + self.config.clip_range)
         log_ratio = log_probs.new - log_probs.proximal
-        return weight * self.clipped_loss(log_ratio, advantages), log_ratio
+        return weight * clipped_loss(log_ratio, advantages, self.config.clip_range), log_ratio
 
 
 def _states(policy: TrainablePolicy, batch: Batch, pairs: Pairs) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:

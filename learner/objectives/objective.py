@@ -117,8 +117,18 @@ class Objective(ABC):
         """Of the batch's optimizer steps, for people. A number that is not finite is left out."""
         return {}
 
+    def shares(self, order: np.ndarray) -> list[np.ndarray]:
+        """The batch's rows in `order`, dealt out to its optimizer steps; fewer steps where there are fewer rows."""
+        return np.array_split(order, min(self.config.optimizer_steps, len(order)))
+
     def generator(self, batch: Batch, use: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, STREAM, batch.number, use])
+
+
+def clipped_loss(log_ratio: Tensor, advantages: Tensor, clip_range: float) -> Tensor:
+    """max(-A ratio, -A clip(ratio, 1 - c, 1 + c)) [n], PPO's (Schulman et al. 2017, equation 7)."""
+    ratio = log_ratio.exp()
+    return torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip_range, 1 + clip_range))
 
 
 def at(array: np.ndarray, *index: np.ndarray) -> Tensor:

@@ -14,7 +14,8 @@ from torch import Tensor
 from common.errors import UserError
 from conf.schema import LearnerConfig
 from learner.batch import Batch
-from learner.objectives.clean import CleanPictures, Noised, mean_square
+from learner.metrics import effective_sample_size
+from learner.objectives.clean import CleanPictures, Noised
 from learner.objectives.objective import Pairs, StepResult, TrainablePolicy
 
 
@@ -36,22 +37,24 @@ class RewardWeighted(CleanPictures):
 
     def weights(self, batch: Batch) -> np.ndarray:
         """float64 [n], of mean 1 (within each prompt, too, if the softmax is)."""
+        weights: np.ndarray = np.exp(self._log_weights(batch))
+        return weights
+
+    def _log_weights(self, batch: Batch) -> np.ndarray:
         prompts = np.array(batch.prompts if self.within_prompt else [""] * len(batch))
-        weights = np.empty(len(batch))
+        log_weights = np.empty(len(batch))
         for prompt in np.unique(prompts):
             alike = prompts == prompt
             logits = self.temperature * batch.rewards[alike].astype(np.float64)
-            shares = np.exp(logits - logits.max())
-            weights[alike] = shares / shares.mean()
-        return weights
+            logits -= logits.max()
+            log_weights[alike] = logits - np.log(np.exp(logits).mean())
+        return log_weights
 
     def of(self, policy: TrainablePolicy, batch: Batch, pairs: Pairs, advantages: Tensor, noised: Noised) -> Tensor:
-        error = mean_square(noised.output - noised.target)
-        return torch.from_numpy(self.weights(batch)[pairs.rows]).to(error) * error
+        return torch.from_numpy(self.weights(batch)[pairs.rows]).to(noised.error) * noised.error
 
     def metrics(self, batch: Batch, steps: Sequence[StepResult]) -> dict[str, float]:
-        weights = self.weights(batch)
-        return super().metrics(batch, steps) | {"ess/pictures": float(weights.mean() ** 2 / (weights**2).mean())}
+        return super().metrics(batch, steps) | {"ess/pictures": effective_sample_size(self._log_weights(batch))}
 
 
 class RewardWeightedSparse(CleanPictures):
@@ -68,4 +71,4 @@ class RewardWeightedSparse(CleanPictures):
         return np.sort(best_first[: max(1, round(self.share * len(batch)))])
 
     def of(self, policy: TrainablePolicy, batch: Batch, pairs: Pairs, advantages: Tensor, noised: Noised) -> Tensor:
-        return mean_square(noised.output - noised.target)
+        return noised.error
