@@ -175,10 +175,12 @@ class Driver:
         if self.draining and not news.draining:
             self.buffer.drain()
         self.publisher.step(news, lambda trained: self._pace(trained, news))
+        if self.publisher.lr_halvings > news.lr_halvings:
+            self.buffer.slow(self.publisher.lr_halvings)
         self._scale_as_asked()
         self.fleet.tend(news.overdue, news.seconds)
         self.mirroring.follow(news.trained, len(news.evaluations))
-        self.gauges.show(news, self.fleet, self.publisher.log.rows, self.mirroring.behind)
+        self.gauges.show(news, self.fleet, self.publisher.log.rows, self.publisher.verdict, self.mirroring.behind)
         if news.stop or time.monotonic() - self.recorded >= RECORD_S:
             self.record(news)
         if news.stop:
@@ -241,7 +243,7 @@ class Driver:
             evaluating=news.evaluating,
             set_aside=sum(news.set_aside.values()),
             restarts=sum(self.fleet.restarts.values()),
-            notes=[*self.fleet.notes, *news.notes, *self.mirroring.notes],
+            notes=[*self.fleet.notes, *news.notes, *self.mirroring.notes, *self.publisher.verdict.sentences],
             mirror_behind=self.mirroring.behind,
             advice=self.advice,
             earlier=log.earlier_batches if self.epoch > 1 else None,

@@ -14,6 +14,7 @@ from ray.util.metrics import Counter, Gauge
 
 from actors.fleet import Fleet
 from buffer.protocol import News
+from evaluation.guard import Verdict
 from monitoring.advice import role_of
 from monitoring.metrics import evaluation_of
 
@@ -43,7 +44,14 @@ class Gauges:
         )
         self.counted: dict[tuple[str, str], float] = {}  # seconds of a worker's occupation that the counter has
 
-    def show(self, news: News, fleet: Fleet, rows: Sequence[dict[str, float]], mirror_behind: int | None) -> None:
+    def show(
+        self,
+        news: News,
+        fleet: Fleet,
+        rows: Sequence[dict[str, float]],
+        verdict: Verdict,
+        mirror_behind: int | None,
+    ) -> None:
         """rows: of metrics.jsonl, oldest first; the last batch and each set's last evaluation are shown.
         mirror_behind: see `Mirroring.behind`."""
         newest = {evaluation.set if evaluation else "": row for row in rows for evaluation in [evaluation_of(row)]}
@@ -51,8 +59,10 @@ class Gauges:
             group, of_set = ("evaluation", {"set": name_of_set}) if name_of_set else ("batch", {})
             for key, value in row.items():
                 key = key.removeprefix(f"evaluation/{name_of_set}/")
-                name, tags = metric_of(key)
+                name, tags = metric_of_evaluation(key) if name_of_set else metric_of(key)
                 self._set(f"{group}_{name}", f"{key} of the newest {group}.", value, **of_set, **tags)
+        self._set("guard_best", "The version whose LoRA is in lora_best/.", verdict.best)
+        self._set("guard_wrong", "Evaluated versions at which what the guard watches went wrong.", len(verdict.wrong))
         self._show_progress(news)
         self._show_workers(news, fleet)
         self._show_time(news)
@@ -120,3 +130,12 @@ def metric_of(key: str) -> tuple[str, dict[str, str]]:
         if key.startswith(prefix) and key not in OF_ALL_REWARDS:
             return name, {tag: key.removeprefix(prefix)}
     return re.sub(r"\W", "_", key, flags=re.ASCII), {}
+
+
+def metric_of_evaluation(key: str) -> tuple[str, dict[str, str]]:
+    """As `metric_of`, of an evaluation's key without its set.
+
+    Example: "clip/mean" -> ("mean", {"measure": "clip"}), "pictures" -> ("pictures", {})
+    """
+    measure, _, statistic = key.rpartition("/")
+    return (statistic, {"measure": measure}) if measure else (key, {})

@@ -86,6 +86,7 @@ class RemoteBuffer:
     publish = _done(TrajectoryBuffer.publish)
     evaluation = _told(TrajectoryBuffer.evaluation)
     evaluation_missed = _done(TrajectoryBuffer.evaluation_missed)
+    slow = _done(TrajectoryBuffer.slow)
 
     def worker_died(self, worker: str, blameless: bool = False) -> None:
         self._call(BufferActor.worker_died, worker, blameless)

@@ -14,6 +14,8 @@ from conf.evaluations import sets_of
 from conf.resume import RunLock, check_resume, check_same, save_config
 from conf.schema import Config
 from conf.validate import cluster_fits, effective_gpus
+from evaluation.guard import best_by, judge, stops
+from evaluation.history import history
 from evaluation.summary import compare, in_words
 from learner.registry import make_advantage, make_objective
 from mirror.mirror import Mirror
@@ -43,6 +45,10 @@ def run(config: Config, prompts: list[str]) -> None:
             print(scale.set_aside(run_dir, "it was left from before this start, ask again"))
         mirroring = Mirroring(mirror, rules_of(config).served)
         with mirroring, disk_stops_the_run(run_dir):
+            so_far = judge(history(RunFolder(run_dir).metrics), config.guard, best_by(config))
+            if why := stops(so_far, config.guard):
+                print(f"{run_dir} was stopped. {why}\nTo train on, give the same command with guard.action=note")
+                return
             if RunFolder(run_dir).record.get("finished") != config.run.batches:
                 train(config, prompts, run_dir, mirroring, checked)
                 return
@@ -84,10 +90,12 @@ def train(config: Config, prompts: list[str], run_dir: Path, mirroring: Mirrorin
                 display.show(driver.snapshot(news))
                 if news.finished or (news.draining and not news.training):
                     break
-                if ctrl_c.pressed and not draining:
-                    display.say(f"{ctrl_c.pressed}: a batch in training is finished first; once more stops at once")
+                if (driver.publisher.stops or ctrl_c.pressed) and not draining:
+                    if ctrl_c.pressed:
+                        display.say(f"{ctrl_c.pressed}: a batch in training is finished first; once more stops at once")
                     driver.drain()
                     draining = True
+            stopped = driver.publisher.stops
             driver.record(news)
             driver.save_lora()
     report = write_report(run_dir)
@@ -97,6 +105,9 @@ def train(config: Config, prompts: list[str], run_dir: Path, mirroring: Mirrorin
     if news.finished:
         print(in_words(compare(run_dir)))
         print(f"LoRA: {run_dir / 'lora'}\nreport: {report}")
+    elif stopped:
+        print(f"{stopped}\n{in_words(compare(run_dir), f'stopped after {news.trained} batches')}")
+        print(f"LoRA of the best version: {run_dir / 'lora_best'}\nreport: {report}")
     else:
         print(f"stopped after {news.trained} batches; the same command goes on from there")
 

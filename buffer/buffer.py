@@ -52,6 +52,7 @@ class TrajectoryBuffer:
         self.combination = combination
         self.clock = clock
         self._weights: dict[Version, Any] = {}  # what each published version was published with
+        self.lr_halvings = 0
         self._types = ScoreTypes()
         self._ledger = Ledger(run_dir, plan, clock)
         self.epoch = self._ledger.epoch
@@ -166,7 +167,12 @@ class TrajectoryBuffer:
             return None  # something was damaged, and is made again
         self._ledger.do(step)
         batch, name = step.answer, self._ledger.store.new_name("")[1:]
-        return TakenBatch(batch, self.state.trained[-1].version, self.state.rosters[batch], name, live, aside)
+        version, roster = self.state.trained[-1].version, self.state.rosters[batch]
+        return TakenBatch(batch, version, roster, name, live, aside, self.lr_halvings)
+
+    def slow(self, lr_halvings: int) -> None:
+        """Batches from now on are trained with a learning rate that was halved so often. An epoch begins with none."""
+        self.lr_halvings = max(self.lr_halvings, lr_halvings)
 
     def initial_recovery_point(self) -> str:
         """A new name for version 0's recovery point, relative to the run folder."""
@@ -272,6 +278,7 @@ class TrajectoryBuffer:
             notes=list(self.notes),
             seconds={},
             draining=False,
+            lr_halvings=self.lr_halvings,
         )
 
     def close(self) -> None:

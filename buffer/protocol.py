@@ -53,6 +53,7 @@ class TakenBatch:
     name: str  # "e0001.003": epoch and attempt, in the name of every file the learner writes
     table: pa.Table  # the rows to train on, by ascending trajectory_id: scalars, the path, rewards, "reward"
     set_aside: pa.Table  # scalars of the rows that take no part, with the reason in "set_aside"
+    lr_halvings: int = 0  # how often the guard has halved the learning rate
 
     @property
     def recovery_point(self) -> str:
@@ -85,6 +86,7 @@ class News:
     notes: list[str]  # what was damaged, removed or missed in this epoch, in sentences
     seconds: dict[str, dict[str, float]]  # of each worker, by occupation, as far as they told the buffer
     draining: bool  # nothing new is handed out
+    lr_halvings: int  # what `slow` was told in this epoch
 
 
 class Buffer(Protocol):

@@ -123,6 +123,11 @@ class RunFolder:
         return found
 
     @property
+    def loras(self) -> dict[int, Path]:
+        """Folders of the evaluated versions' LoRAs."""
+        return {int(path.name[1:]): path for path in sorted((self.path / "loras").glob("v[0-9]*"))}
+
+    @property
     def record(self) -> dict[str, Any]:
         """What run.json holds (report/record.py); no sittings where there is none."""
         path = self.path / RECORD
@@ -145,6 +150,11 @@ class RunFolder:
 def grid_path(evaluation: Evaluation) -> str:
     """Where an evaluation's grid of pictures lies, relative to the run folder."""
     return f"samples/v{evaluation.version:05d}.{evaluation.set}.png"
+
+
+def lora_path(version: int) -> str:
+    """The folder of an evaluated version's LoRA, as any program reads it, relative to the run folder."""
+    return f"loras/v{version:05d}"
 
 
 def read_rows(path: Path, columns: Sequence[str] | None = None) -> pa.Table:

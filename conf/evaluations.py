@@ -23,15 +23,16 @@ class EvaluationSet:
 
 def sets_of(config: Config) -> dict[str, EvaluationSet]:
     """By name, the first set first."""
-    trained, first = trained_rewards(config), config.evaluation
-    sets = {FIRST: EvaluationSet(None, first.count, first.every, trained, config.sampling)}
+    first = config.evaluation
+    rewards = tuple(config.rewards if first.rewards is None else first.rewards)
+    sets = {FIRST: EvaluationSet(None, first.count, first.every, rewards, config.sampling)}
     for name, own in first.sets.items():
         changed = {key: value for key, value in dataclasses.asdict(own.sampling).items() if value is not None}
         sets[name] = EvaluationSet(
             own.prompts if own.prompts != PromptsConfig() else None,
             first.count if own.count is None else own.count,
             first.every if own.every is None else own.every,
-            trained if own.rewards is None else tuple(own.rewards),
+            rewards if own.rewards is None else tuple(own.rewards),
             dataclasses.replace(config.sampling, **changed),
         )
     return sets

@@ -170,13 +170,22 @@ def _parse_override(text: str) -> tuple[list[str], Any]:
 def merge(below: dict[str, Any], layer: dict[str, Any], where: str) -> dict[str, Any]:
     """`layer` over `below`; `where` begins the sentence of the UserError for unknown keys and wrong types.
 
-    A layer that says where the prompts come from replaces what the layers below it said.
+    A layer that says where the prompts come from replaces what the layers below it said; so does one that names another
+    objective, with that one's arguments.
     """
     _check(layer, Config, "", where)
     if any(value is not None for value in layer.get("prompts", {}).values()):
         layer = {**layer, "prompts": {"set": None, "list": None, "file": None, **layer["prompts"]}}
     merged: dict[str, Any] = _over(below, layer)
+    learner = layer.get("learner", {})
+    if "objective" in learner and not _share_arguments(below.get("learner", {}).get("objective"), learner["objective"]):
+        merged["learner"]["objective_args"] = learner.get("objective_args", {})
     return merged
+
+
+def _share_arguments(*objectives: str | None) -> bool:
+    """Whether arguments that were given for one of these objectives are meant for the other, too."""
+    return len({*objectives}) == 1 or all((name or "ddpo_is").startswith("ddpo_") for name in objectives)
 
 
 def _over(below: Any, layer: Any) -> Any:

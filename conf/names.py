@@ -16,6 +16,7 @@ COLUMNS = frozenset(
     "advantage set_aside claimed rolled_out scored trained latents timesteps log_probs image score".split()
 )
 METRICS = frozenset({"mean", "std", "std_per_prompt"})  # reward/mean is that of the batch, not of a reward named mean
+MEASURES = frozenset({"diversity"})  # of evaluations, beside each reward's
 
 
 def check_name(group: str, name: str) -> None:
@@ -26,7 +27,7 @@ def check_name(group: str, name: str) -> None:
             f"{group}.{shown(name)}: {quoted(name)} cannot be {what}, whose name is of letters, digits, '_' and '-', "
             "at most 100, and begins with a letter or digit: rename it"
         )
-    if group == "rewards" and folded(name) in COLUMNS | METRICS:
+    if group == "rewards" and folded(name) in COLUMNS | METRICS | MEASURES:
         raise UserError(
             f"rewards.{name}: {name!r} cannot be a reward, as a column or metric of every run has that name: rename it"
         )

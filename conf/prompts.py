@@ -36,7 +36,7 @@ def _named_set(name: str, key: str) -> list[str]:
     if name not in known:
         close = difflib.get_close_matches(name[:100], known, n=1)
         guess = f", did you mean {close[0]}?" if close else ""
-        raise UserError(f"{key}.set={shown(name)} is not a prompt set{guess}: there are {', '.join(known)}")
+        raise UserError(f"{key}.set={shown(name)} is not a prompt set{guess} (`python launch.py --help` lists them)")
     return prompts_of(name)
 
 

@@ -131,7 +131,7 @@ class RewardConfig:
     path: str = setting("???", "a built-in name (see docs/rewards.md) or module:Class")
     weight: float | None = setting(
         1.0,
-        "in the sum that is trained on; in a product, the exponent; null: only for evaluation sets that name it",
+        "in the sum that is trained on; in a product, the exponent; null: only measured, in evaluations",
         or_null(between(-1_000_000, 1_000_000)),
     )
     range: tuple[float, float] | None = setting(
@@ -212,7 +212,7 @@ class EvaluationSetConfig:
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
     count: int | None = setting(None, "(prompt, seed) pairs; null: evaluation.count", or_null(AT_LEAST_ONE))
     every: int | None = setting(None, "versions from one to the next; null: evaluation.every", or_null(AT_LEAST_ONE))
-    rewards: Texts | None = setting(None, "names of rewards; null: all that are trained on")
+    rewards: Texts | None = setting(None, "names of rewards; null: evaluation.rewards")
     sampling: SetSamplingConfig = field(default_factory=SetSamplingConfig)
 
 
@@ -223,8 +223,34 @@ class EvaluationConfig:
 
     count: int = setting(128, "(prompt, seed) pairs", AT_LEAST_ONE)
     every: int = setting(10, "versions from one evaluation to the next", AT_LEAST_ONE)
+    rewards: Texts | None = setting(None, "names of rewards; null: all, those that nobody trains on as well")
     grid: int = setting(16, "of a set's pictures, how many a sample grid shows", AT_LEAST_ONE)
     sets: dict[str, EvaluationSetConfig] = field(default_factory=dict)
+
+
+class GuardAction(StrEnum):
+    """What is done once something that the guard watches has gone wrong."""
+
+    note = "note"
+    slow = "slow"
+    stop = "stop"
+
+
+@dataclass
+class GuardConfig:
+    """What is watched at evaluations: `<set>/<measure>`, such as train/reward or held_out/diversity."""
+
+    action: GuardAction = free(GuardAction.note, "note: only say so; slow: halve the learning rate; stop: end the run")
+    best_by: str | None = free(
+        None, "names the best version, of which lora_best/ is; null: the first further set's reward, or train/reward"
+    )
+    patience: int | None = free(
+        None, "evaluations without a better version, and it acts; null: any number", or_null(AT_LEAST_ONE)
+    )
+    max_fall: dict[str, float] = free(
+        {}, "of a measure from its highest so far, in standard deviations at version 0: beyond it, it acts"
+    )
+    max_kl: float | None = free(None, "kl/base, in nats a trajectory: beyond it, it acts", or_null(POSITIVE))
 
 
 @dataclass
@@ -254,5 +280,6 @@ class Config:
     combine: Combine = setting(Combine.sum, "of several rewards: sum (weighted), or product (each scaled by its range)")
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig)
     ray: RayConfig = field(default_factory=RayConfig)

@@ -53,8 +53,9 @@ def setting_of(key: str) -> Setting | None:
 
 def may_change(key: str) -> bool:
     """Whether a run may go on with another value of this setting."""
-    setting = setting_of(key)
-    return setting is not None and setting.may_change
+    while key and (setting := setting_of(key)) is None:  # what lies within a setting goes with it
+        key = key.rpartition(".")[0]
+    return bool(key) and setting is not None and setting.may_change
 
 
 def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:

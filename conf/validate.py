@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from common.errors import UserError, quoted, shown
-from conf.evaluations import FIRST, sets_of
+from conf.evaluations import FIRST, sets_of, trained_rewards
 from conf.names import check_different
 from conf.places import check_room_for_sockets
 from conf.prompts import resolve_prompts
 from conf.schema import Combine, Config, DType
 from conf.settings import flatten, setting_of
 
+JUDGE = "emoji_world.judged:Judged"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 
@@ -28,6 +29,7 @@ def validate(config: Config) -> None:
     _check_sizes(config)
     _check_learner(config)
     _check_rewards(config)
+    _check_guard(config)
     _check_types(config)
     check_room_for_sockets(config)
     resolve_prompts(config.prompts)
@@ -173,15 +175,23 @@ def _check_rewards(config: Config) -> None:
     sets = sets_of(config)
     for name, one in sets.items():
         if not one.rewards or len({*one.rewards}) < len(one.rewards) or not {*one.rewards} <= {*config.rewards}:
+            key = "evaluation.rewards" if name == FIRST else f"evaluation.sets.{name}.rewards"
             raise UserError(
-                f"evaluation.sets.{name}.rewards={shown(list(one.rewards))} must be names of rewards, each once: "
+                f"{key}={shown(list(one.rewards))} must be names of rewards, each once: "
                 f"there are {', '.join(config.rewards)}"
             )
     for name, reward in config.rewards.items():
         if reward.weight is None and not any(name in one.rewards for one in sets.values()):
-            raise UserError(f"rewards.{name}.weight=null, and no evaluation set names {name}: give it to one's rewards")
+            raise UserError(
+                f"rewards.{name}.weight=null, and no evaluation measures {name}: add it to evaluation.rewards"
+            )
         if reward.weight is None:
             continue
+        if reward.path == JUDGE:
+            raise UserError(
+                f"rewards.{name}.weight={reward.weight:g} would train on Emoji World's judge, and then nobody "
+                f"could say whether pictures got better: set rewards.{name}.weight=null"
+            )
         if config.combine is Combine.product and reward.range is None:
             raise UserError(
                 f"combine=product needs rewards.{name}.range, the scores that count as 0 and 1, such as [0.0, 1.0]"
@@ -193,6 +203,27 @@ def _check_rewards(config: Config) -> None:
             )
         if config.combine is Combine.product and reward.weight < 0:
             raise UserError(f"rewards.{name}.weight={reward.weight} is an exponent in a product: give 0 or more")
+
+
+def _check_guard(config: Config) -> None:
+    sets, trained = sets_of(config), {*trained_rewards(config)}
+    if missing := sorted(trained - {*sets[FIRST].rewards}):
+        raise UserError(f"evaluation.rewards leaves out {', '.join(missing)}, which is trained on: add it")
+    named = [("guard.best_by", config.guard.best_by), *(("guard.max_fall", name) for name in config.guard.max_fall)]
+    for key, name in named:
+        if name is None:
+            continue
+        of_set, _, measure = name.partition("/")
+        measured = sets[of_set].rewards if of_set in sets else ()
+        known = {*measured, "diversity"} | ({"reward"} if trained <= {*measured} else set())
+        if measure.split(".")[0] not in known or not measured:
+            raise UserError(
+                f"{key} names {quoted(name)}, which no evaluation measures: write <set>/<measure>, with a set of "
+                f"{', '.join(sets)}, and reward, diversity, or one of its rewards ({', '.join(sets[FIRST].rewards)})"
+            )
+    for name, limit in config.guard.max_fall.items():
+        if not limit > 0:
+            raise UserError(f"guard.max_fall of {name} is {limit:g}: give standard deviations above 0, such as 1.0")
 
 
 def _check_types(config: Config) -> None:

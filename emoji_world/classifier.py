@@ -72,10 +72,18 @@ def classify(images: np.ndarray) -> list[Scene]:
     return [Scene(ANIMALS[a], n + 1, SETTING_NAMES[s]) for a, n, s in zip(animal, number, setting, strict=True)]
 
 
-def accuracy(images: np.ndarray, prompts: list[str]) -> Accuracy:
-    """How often uint8 pictures [B, 64, 64, 3] show what their prompts say."""
+def right(images: np.ndarray, prompts: list[str]) -> dict[str, np.ndarray]:
+    """bool [B] by "animal", "number" and "setting": whether uint8 pictures [B, 64, 64, 3] show what their prompts
+    say."""
     pairs = list(zip(classify(images), map(parse, prompts), strict=True))
-    animal = np.array([seen.animal == asked.animal for seen, asked in pairs])
-    number = np.array([seen.number == asked.number for seen, asked in pairs])
-    setting = np.array([asked.setting in ("", seen.setting) for seen, asked in pairs])
-    return Accuracy(*(float(hit.mean()) for hit in (animal, number, setting, animal & number & setting)))
+    return {
+        "animal": np.array([seen.animal == asked.animal for seen, asked in pairs]),
+        "number": np.array([seen.number == asked.number for seen, asked in pairs]),
+        "setting": np.array([asked.setting in ("", seen.setting) for seen, asked in pairs]),
+    }
+
+
+def accuracy(images: np.ndarray, prompts: list[str]) -> Accuracy:
+    """How often they are right, each by itself and all three at once."""
+    hits = right(images, prompts)
+    return Accuracy(*(float(hit.mean()) for hit in (*hits.values(), np.logical_and.reduce([*hits.values()]))))

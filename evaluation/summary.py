@@ -12,9 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from buffer.run_folder import RunFolder
-
-# Columns of an evaluation's rows that are no rewards (buffer/schema.py); reward columns are the other float ones.
-NOT_REWARDS = {"reward", "advantage", "prompt_id", "seed"}
+from evaluation.measures import measures
 
 
 @dataclass(frozen=True)
@@ -22,7 +20,7 @@ class Point:
     """An evaluation's mean."""
 
     version: int
-    count: int  # pairs that have a reward
+    count: int  # pictures, or prompts, that have a value
     mean: float
     standard_error: float  # of the mean, over pairs; nan for a single pair
 
@@ -59,10 +57,10 @@ class Comparison:
         return f"{self.count} fixed pair{'s' if self.count != 1 else ''} of prompt and seed"
 
 
-def in_words(change: Comparison | None) -> str:
-    """What a finished run did for its reward, in a sentence."""
+def in_words(change: Comparison | None, how: str = "finished") -> str:
+    """What a run did for its reward, in a sentence that begins with how it ended."""
     if change is None:
-        return "finished; no evaluation to compare"
+        return f"{how}; no evaluation to compare"
     error, gain = "from a single pair no error can be given", change.why_no_gain
     if math.isfinite(change.standard_error):
         error = f"with a standard error of {change.standard_error:.4f}"
@@ -70,28 +68,19 @@ def in_words(change: Comparison | None) -> str:
         size = f"{change.gain:+.2f}" if abs(change.gain) >= 0.005 else "less than 0.01"
         gain = f"{size} standard deviations of the rewards before"
     return (
-        f"finished: over {change.pairs} the mean reward went from {change.before_mean:z.4f} to "
+        f"{how}: over {change.pairs} the mean reward went from {change.before_mean:z.4f} to "
         f"{change.after_mean:z.4f}, by {change.difference:+z.4f} {error}: {gain}"
     )
 
 
-def reward_names(table: pa.Table) -> list[str]:
-    """The single rewards of an evaluation's rows, without their sum and without further columns such as "vlm.score"."""
+def curve(evaluations: dict[int, pa.Table], measure: str = "reward") -> list[Point]:
+    """The mean of a measure (evaluation/measures.py) at each evaluated version; those without it are left out."""
+    found = {version: measures(table).get(measure, np.empty(0)) for version, table in evaluations.items()}
     return [
-        field.name
-        for field in table.schema
-        if pa.types.is_floating(field.type) and field.name not in NOT_REWARDS and "." not in field.name
+        Point(version, len(values), float(values.mean()), _standard_error(values))
+        for version, values in found.items()
+        if len(values)
     ]
-
-
-def curve(evaluations: dict[int, pa.Table], reward: str = "reward") -> list[Point]:
-    """The mean reward of each evaluated version; versions without any reward are left out."""
-    points = []
-    for version, table in evaluations.items():
-        values = np.array(list(_by_pair(table, reward).values()), dtype=np.float64)
-        if len(values):
-            points.append(Point(version, len(values), float(values.mean()), _standard_error(values)))
-    return points
 
 
 def compare(run_dir: Path, reward: str = "reward") -> Comparison | None:

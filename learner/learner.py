@@ -46,6 +46,7 @@ class Learner:
         self.advantage = make_advantage(config)
         self.updater = Updater(policy, self.objective, config.learner, ranks)
         self.optimizer_steps = 0  # taken since version 0
+        self.lr_halvings = 0  # by the guard
         self.metrics: dict[str, float] = {}  # of the batch trained last
         self.version = Version(0, lora.digest(policy.lora_state()))
 
@@ -56,8 +57,9 @@ class Learner:
         policy = Policy.load(config.model, config.sampling, config.run.seed, device, True, checkpointing)
         return cls(policy, config, ranks)
 
-    def train(self, batch: Batch) -> TrainedBatch:
-        """Trains on the next batch; afterwards `version` is one higher.
+    def train(self, batch: Batch, lr_halvings: int = 0) -> TrainedBatch:
+        """Trains on the next batch; afterwards `version` is one higher. lr_halvings: how often the learning rate is to
+        have been halved by now; never undone.
 
         Raises ValueError if another batch is next, RunStopped as `Updater.train` does.
         """
@@ -69,6 +71,8 @@ class Learner:
         clip = self.config.learner.advantage_clip
         advantages = np.clip(self._advantages(batch), -clip, clip)
         base = self.updater.kl_to_base(batch)
+        self.lr_halvings = max(self.lr_halvings, lr_halvings)
+        lr = self.updater.optimizer.param_groups[0]["lr"] = self.config.learner.lr * 0.5**self.lr_halvings
         steps = self.updater.train(batch, advantages)
         self.optimizer_steps += sum(step.taken for step in steps)
         self.version = Version(batch.number + 1, lora.digest(self.policy.lora_state()))
@@ -76,7 +80,7 @@ class Learner:
             **reward_metrics(batch, self.config.buffer.batch_size, self.advantage.stds()),
             **finite(self.objective.metrics(batch, steps)),
             **update_metrics(steps, base),
-            "lr": self.config.learner.lr,
+            "lr": lr,
             "optimizer_steps": float(self.optimizer_steps),
             "microbatch": float(self.updater.microbatch),
             "microbatch_halvings": float(self.updater.halvings - halvings),
@@ -131,6 +135,7 @@ class Learner:
             counters={
                 "optimizer_steps": self.optimizer_steps,
                 "non_finite_in_a_row": self.updater.non_finite_in_a_row,
+                "lr_halvings": self.lr_halvings,
             },
             kl_weight=self.objective.kl_weight,
             settings=self._settings(),
@@ -157,6 +162,7 @@ class Learner:
         self.advantage.load_state_dict(point.advantage)
         self.optimizer_steps = point.counters["optimizer_steps"]
         self.updater.non_finite_in_a_row = point.counters["non_finite_in_a_row"]
+        self.lr_halvings = point.counters["lr_halvings"]
         self.objective.kl_weight = point.kl_weight
         self.metrics = point.metrics
         self.version = point.version

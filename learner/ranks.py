@@ -89,6 +89,10 @@ class Ranks:
         self.sum([total])
         return bool(total.item())
 
+    def highest(self, value: int) -> int:
+        """Of all ranks; all ranks wait here for one another."""
+        return int(self.gather(torch.tensor([float(value)], dtype=torch.float64)).max())
+
     def agree(self, what: str, text: str) -> None:
         """Raises RanksDisagree on every rank unless `text` is the same on all."""
         digest = int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")  # exact in float64

@@ -27,11 +27,6 @@ def make_objective(config: Config) -> Objective:
             f"learner.kl_weight={config.learner.kl_weight:g} with learner.objective={name}, whose loss has no penalty "
             "on the KL to the base model: set learner.kl_weight=0, or take ddpo_is"
         )
-    if config.learner.kl_target is not None and objective.needs == "clean":
-        raise UserError(
-            f"learner.kl_target={config.learner.kl_target:g} with learner.objective={name}, which keeps no path, on "
-            "which the KL to the base model is measured: set learner.kl_target=null, and kl_weight stays as it is"
-        )
     steps, stale = config.learner.optimizer_steps, config.buffer.max_staleness
     if not objective.takes_stale_data and (steps > 1 or stale > 0):
         setting, value, fit = ("buffer.max_staleness", stale, 0) if stale else ("learner.optimizer_steps", steps, 1)

@@ -144,9 +144,10 @@ class Updater:
     @torch.no_grad()
     def kl_to_base(self, batch: Batch) -> BaseKL | None:
         """Measured on a seeded subset of the batch's pairs, each rank at its part; None if the objective has none."""
-        count = len(batch) * batch.num_steps
+        steps = len(self.policy.schedule)
+        count = len(batch) * steps
         chosen = self.objective.generator(batch, 1).choice(count, min(KL_PAIRS, count), replace=False)
-        pairs = Pairs(*np.divmod(chosen, batch.num_steps))
+        pairs = Pairs(*np.divmod(chosen, steps))
 
         def measure(microbatch: int) -> list[Tensor | None]:
             return [self.objective.kl_to_base(self.policy, batch, part) for part in self._mine(pairs).split(microbatch)]
@@ -158,7 +159,7 @@ class Updater:
         if not measured:
             return None
         dimension = total / measured
-        return BaseKL(trajectory=dimension * batch.dimensions * batch.num_steps, dimension=dimension)
+        return BaseKL(trajectory=dimension * batch.dimensions * steps, dimension=dimension)
 
     def within_memory(self, work: Callable[[int], T]) -> T:
         """`work(microbatch)`, started again with half the microbatch as often as memory runs out."""

@@ -88,8 +88,10 @@ def evaluation_of(row: dict[str, float]) -> Evaluation | None:
 
 
 def means_of(evaluation: Evaluation, row: dict[str, float]) -> dict[str, float]:
-    """From an evaluation's row the mean of the reward that is trained on, or of each by its name where the set has
-    others; empty where no picture has one."""
-    prefix = f"evaluation/{evaluation.set}/reward/"
-    means = {key.removeprefix(prefix): value for key, value in row.items() if key.startswith(prefix)}
-    return {"reward": means["mean"]} if "mean" in means else means
+    """From an evaluation's row the mean of each measure, the reward that is trained on first; empty where no picture
+    has one. A single reward that is all of what is trained on is not said twice."""
+    prefix, suffix = f"evaluation/{evaluation.set}/", "/mean"
+    keys = [key for key in row if key.startswith(prefix) and key.endswith(suffix)]
+    means = {key.removeprefix(prefix).removesuffix(suffix): row[key] for key in keys}
+    trained = means.get("reward")
+    return {name: mean for name, mean in means.items() if name == "reward" or mean != trained}

@@ -29,6 +29,10 @@ class NoiseLevels:
     def __len__(self) -> int:
         return len(self.timesteps)
 
+    def nearest(self, timesteps: Tensor) -> Tensor:
+        """int64 [n]: the levels whose timesteps are nearest to these [n]."""
+        return (self.timesteps[None, :].double() - timesteps.cpu()[:, None].double()).abs().argmin(dim=1)
+
     def noised(self, clean: Tensor, noise: Tensor, level: Tensor) -> Tensor:
         """x, in the dtype of `clean`."""
         return _rows(self.signal, level, clean) * clean + _rows(self.noise_scale, level, clean) * noise

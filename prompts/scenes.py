@@ -9,6 +9,7 @@ library but Python's own, because every run reads its prompts from here.
 import itertools
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,12 @@ PLACES = {
 ACTIVITIES = {"dishes": "washing the dishes", "bike": "riding a bike", "chess": "playing chess"}
 SETTINGS = {**PLACES, **ACTIVITIES}
 
+# Words that no picture of Emoji World is called by: what a finetuned model does with them it was not trained to do.
+OBJECTS = (
+    "apple car chair clock cup door guitar hammer kettle key lamp ladder piano pencil robot ship shoe spoon sofa tent "
+    "teapot train umbrella violin"
+).split()
+
 # The split for reinforcement learning: every third animal, two places and one activity are never finetuned on.
 HELD_OUT_ANIMALS = ANIMALS[2::3]
 HELD_OUT_PLACES = ("space", "meadow")
@@ -70,10 +77,14 @@ def plural(animal: str) -> str:
     return PLURALS.get(animal, animal + "s")
 
 
+def with_article(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
 def caption(scene: Scene) -> str:
     """The one canonical caption of a scene, such as "two mice in the snow"."""
     if scene.number == 1:
-        subject = f"{'an' if scene.animal[0] in 'aeiou' else 'a'} {scene.animal}"
+        subject = with_article(scene.animal)
     else:
         subject = f"{NUMBER_WORDS[scene.number]} {plural(scene.animal)}"
     return f"{subject} {SETTINGS[scene.setting]}" if scene.setting else subject
@@ -104,8 +115,13 @@ def _captions(animals: tuple[str, ...], numbers: tuple[int, ...], settings: tupl
     return [caption(Scene(a, n, s)) for a, n, s in itertools.product(animals, numbers, settings)]
 
 
-def _sentence(animal: str, activity: str) -> str:
-    return f"{caption(Scene(animal, 1, ''))} is {SETTINGS[activity]}"
+def _sentences(subjects: Iterable[str], settings: Iterable[str]) -> list[str]:
+    """Such as "a cat is riding a bike"."""
+    return [f"{with_article(subject)} is {SETTINGS[s]}" for subject, s in itertools.product(subjects, settings)]
+
+
+def _on_a_bike(animals: tuple[str, ...]) -> list[str]:
+    return [f"{text} on a bike" for text in _captions(animals, (2, 3, 4), ("",))]
 
 
 def _spread(captions: list[str], count: int) -> list[str]:
@@ -147,8 +163,16 @@ def make_manifest() -> dict[str, Any]:
             "emoji_held_out_counting": _captions(HELD_OUT_ANIMALS, (2, 3, 4), ("",)),
             # What pretraining did not teach, so that there is something to gain: the base model draws familiar
             # captions right nine times in ten and more (docs/results.md).
-            "emoji_activity_sentences": [_sentence(a, s) for a, s in itertools.product(ANIMALS, ACTIVITIES)],
-            "emoji_counting_on_a_bike": [f"{text} on a bike" for text in _captions(ANIMALS, (2, 3, 4), ("",))],
+            "emoji_activity_sentences": _sentences(ANIMALS, ACTIVITIES),
+            "emoji_counting_on_a_bike": _on_a_bike(ANIMALS),
+            # The same for two thirds of the animals and two of the activities, and what is new to who trained on them.
+            "emoji_sentences_finetune": _sentences(FINETUNE_ANIMALS, FINETUNE_ACTIVITIES),
+            "emoji_sentences_held_out_animals": _sentences(HELD_OUT_ANIMALS, FINETUNE_ACTIVITIES),
+            "emoji_sentences_held_out_activities": _sentences(FINETUNE_ANIMALS, HELD_OUT_ACTIVITIES),
+            "emoji_sentences_places": _spread(_sentences(FINETUNE_ANIMALS, PLACES), 48),
+            "emoji_sentences_objects": _sentences(OBJECTS, FINETUNE_ACTIVITIES),
+            "emoji_counting_on_a_bike_finetune": _on_a_bike(FINETUNE_ANIMALS),
+            "emoji_counting_on_a_bike_held_out_animals": _on_a_bike(HELD_OUT_ANIMALS),
             "emoji_all": [caption(scene) for scene in all_scenes()],
         },
     }

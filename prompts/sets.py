@@ -4,7 +4,18 @@ import itertools
 from collections.abc import Callable
 from pathlib import Path
 
-from prompts.scenes import ACTIVITIES, ANIMALS, Scene, caption, make_manifest, plural, prompt_set
+from prompts.scenes import (
+    ACTIVITIES,
+    ANIMALS,
+    OBJECTS,
+    SETTINGS,
+    Scene,
+    caption,
+    make_manifest,
+    plural,
+    prompt_set,
+    with_article,
+)
 
 NUMBERS = ("two", "three", "four", "five", "six", "seven", "eight")
 IMAGENET_ANIMALS = Path(__file__).resolve().parent / "imagenet_animals.txt"
@@ -18,6 +29,14 @@ PAPER_SETS: dict[str, tuple[str, Callable[[], list[str]]]] = {
     "animal_activities": (
         "the 45 animals in the paper's three activities, 'a cat washing the dishes'",
         lambda: [caption(Scene(a, 1, s)) for a, s in itertools.product(ANIMALS, ACTIVITIES)],
+    ),
+    "objects": (
+        "24 inanimate objects, 'a teapot': new to who trained on animals",
+        lambda: list(map(with_article, OBJECTS)),
+    ),
+    "object_activities": (
+        "the same in the paper's three activities",
+        lambda: [f"{with_article(o)} {SETTINGS[s]}" for o, s in itertools.product(OBJECTS, ACTIVITIES)],
     ),
     "counting": (
         "two to eight of the 45 animals, 'three cats'",

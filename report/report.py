@@ -13,7 +13,7 @@ from buffer.run_folder import RunFolder
 from common.files import write_atomically
 from common.terminal import print_anywhere
 from conf.evaluations import FIRST
-from report import sections
+from report import evaluations, sections
 
 PAGE = Path(__file__).resolve().parent / "page.html"
 
@@ -26,7 +26,8 @@ def write_report(run_dir: Path) -> Path:
         headline=sections.headline(run),
         cards=sections.cards(run),
         pictures=pictures(run),
-        reward=sections.reward_curve(run) + "".join(further_set(run, name) for name in run.sets if name != FIRST),
+        reward=evaluations.reward_curve(run) + evaluations.of_first_set(run) + evaluations.guard(run),
+        sets="".join(further_set(run, name) for name in run.sets if name != FIRST),
         curves=sections.curves(run),
         prompts=sections.prompts(run),
         time=sections.where_time_went(run),
@@ -71,7 +72,7 @@ def further_set(run: RunFolder, name: str) -> str:
     versions = [min(grids), max(grids)] if grids else []
     figures = "".join(_figure(_source(grids[version]), _after(version)) for version in dict.fromkeys(versions))
     pair = f'<div class="pair">{figures}</div>' if figures else ""
-    return f"<section><h2>Evaluation set {html.escape(name)}</h2>{sections.rewards_of_set(run, name)}{pair}</section>"
+    return f"<section><h2>Evaluation set {html.escape(name)}</h2>{evaluations.of_set(run, name)}{pair}</section>"
 
 
 def _source(picture: Path) -> str:

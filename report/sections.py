@@ -8,15 +8,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from buffer.run_folder import RunFolder
 from common.errors import UserError
 from common.machine import describe, machine_info
 from conf.places import portable
 from conf.schema import Config, RewardConfig
 from conf.settings import flatten
-from evaluation.summary import by_prompt, compare_tables, curve, reward_names
+from evaluation.summary import by_prompt, compare_tables
 from policy.source import BUILT_IN, class_name
 from report.svg import Curve, chart, number
 
@@ -79,34 +77,6 @@ def cards(run: RunFolder) -> str:
         f"<small>{html.escape(note[:80])}</small></div>"
         for value, name, note in facts
     )
-
-
-def reward_curve(run: RunFolder) -> str:
-    """The reward of training batches and of the evaluation set, and what each single reward did."""
-    batches, values = series(run.batches, MEAN_REWARD)
-    curves, points = [_evaluation_curve(run.evaluations, "reward", "evaluation set")], curve(run.evaluations)
-    if batches:
-        curves.append(Curve("training batch", batches, values, kind="faint"))
-    baseline = points[0].mean if points and points[0].version == 0 else None
-    drawing = chart(curves, width=980, height=340, x_label="batches trained", baseline=baseline)
-    if not drawing:
-        return ""
-    legend = '<p class="legend"><span class="c0">● evaluation set, mean ± standard error</span>'
-    legend += '<span class="c1">— training batches</span>' if batches else ""
-    legend += "<span>┄ before training</span>" if baseline is not None else ""
-    return f"<section><h2>Reward</h2>{legend}</p>{drawing}{_comparison_table(run.evaluations)}</section>"
-
-
-def rewards_of_set(run: RunFolder, name: str) -> str:
-    """A chart of each reward of an evaluation set, and before and after."""
-    evaluations = run.sets[name]
-    names = reward_names(evaluations[min(evaluations)])
-    charts = [
-        f'<div class="small"><h3>{html.escape(reward)}</h3>{drawing}</div>'
-        for reward in names
-        if (drawing := chart([_evaluation_curve(evaluations, reward, reward)], width=320, height=150))
-    ]
-    return f'<div class="grid">{"".join(charts)}</div>{_comparison_table(evaluations)}'
 
 
 def curves(run: RunFolder) -> str:
@@ -212,35 +182,6 @@ def duration(seconds: float) -> str:
 
 def shown(value: Any) -> str:
     return "–" if value is None or value == "" else str(getattr(value, "value", value))
-
-
-def _evaluation_curve(evaluations: dict[int, pa.Table], reward: str, title: str) -> Curve:
-    points = curve(evaluations, reward)
-    versions, means = [float(point.version) for point in points], [point.mean for point in points]
-    return Curve(title, versions, means, kind="points", errors=[point.standard_error for point in points])
-
-
-def _comparison_table(evaluations: dict[int, pa.Table]) -> str:
-    """The trained reward and each single one, before and after over the same pairs."""
-    if not evaluations:
-        return ""
-    names = reward_names(evaluations[min(evaluations)])
-    trained = compare_tables(evaluations, "reward")
-    singles = [compare_tables(evaluations, name) for name in names] if len(names) > 1 or trained is None else []
-    rows = [
-        (
-            change.reward,
-            f"{number(change.before_mean)} ± {number(change.before_std)}",
-            f"{number(change.after_mean)} ± {number(change.after_std)}",
-            f"{signed(change.difference)} ± {number(change.standard_error)}",
-            signed(change.gain),
-            str(change.count),
-        )
-        for change in [trained, *singles]
-        if change is not None
-    ]
-    head = ("", "before: mean ± std", "after: mean ± std", "difference ± standard error", "in stds before", "pairs")
-    return table(head, rows) if rows else ""
 
 
 def _small(run: RunFolder, key: str, title: str, sentence: str) -> str:

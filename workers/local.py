@@ -73,8 +73,9 @@ def run(config: Config, prompts: Sequence[str]) -> Path:
 
         trainer.begin()
         sampler.begin()
-        while not buffer.finished:
+        while not (buffer.finished or publisher.stops):
             publisher.step(buffer.news())
+            buffer.slow(publisher.lr_halvings)
             found_work = []
             for worker, threads in workers:
                 torch.set_num_threads(threads)  # last bits depend on it
@@ -87,7 +88,8 @@ def run(config: Config, prompts: Sequence[str]) -> Path:
         publisher.save_lora()
         record_sitting(run_dir, buffer.epoch, started, by_place({name: clock.read() for name, clock in clocks.items()}))
         write_report(run_dir)
-        record_end(run_dir, config.run.batches)
+        if buffer.finished:
+            record_end(run_dir, config.run.batches)
     return run_dir
 
 

@@ -1,9 +1,11 @@
 """The publisher: what follows once a version is trained or an evaluation is over, for people and for samplers.
 
 a batch journaled as trained     its row of metrics, then its weights where samplers find them
-a finished evaluation            its row, and its grid of pictures
+a version to be evaluated        its LoRA in loras/, to be kept
+a finished evaluation            its row, its grid of pictures, the guard's verdict, the best version's LoRA
 """
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,10 +16,14 @@ from torch import Tensor
 
 from buffer.orders import Evaluation, Version
 from buffer.protocol import News
-from buffer.run_folder import grid_path
+from buffer.run_folder import grid_path, lora_path
 from common.errors import UserError
+from common.files import write_atomically
 from conf.evaluations import sets_of
 from conf.schema import Config
+from evaluation import guard
+from evaluation.history import history
+from evaluation.measures import measures
 from learner import recovery
 from monitoring.metrics import MetricsLog
 from policy import lora
@@ -52,6 +58,8 @@ class Publisher:
         self.share = share
         self.log = MetricsLog(run_dir, trained)
         self.shared: dict[Version, Any] = {}  # of the versions that somebody may still ask for
+        self.evaluated = {v for one in sets_of(config).values() for v in one.versions(config.run.batches)}
+        self.verdict = self._judge()
 
     def step(self, news: News, more: Callable[[int], Mapping[str, float]] = lambda trained: {}) -> None:
         """more: further numbers for the row of the last of so many trained batches. Raises UserError if the recovery
@@ -63,21 +71,32 @@ class Publisher:
             if evaluated not in self.log.evaluated:
                 self._record_evaluation(evaluated)
 
+    @property
+    def lr_halvings(self) -> int:
+        """How often the guard has halved the learning rate."""
+        return guard.halvings(self.verdict, self.config.guard)
+
+    @property
+    def stops(self) -> str:
+        """Why the guard ends the run; "" as long as it goes on."""
+        return guard.stops(self.verdict, self.config.guard)
+
     def save_lora(self) -> None:
-        """Writes the newest LoRA, if there is one yet, to `lora/`, with its scale in its weights: for any program."""
-        folder = self.run_dir / "lora"
-        if (newest := self.buffer.current()) is None:
-            return
-        version, recovery_point = newest
+        """Writes the newest LoRA, if there is one yet, to `lora/`."""
+        if (newest := self.buffer.current()) is not None:
+            version, recovery_point = newest
+            self._export(recovery.read_lora(self.run_dir / recovery_point, version), self.run_dir / "lora")
+
+    def close(self) -> None:
+        self.log.close()
+
+    def _export(self, weights: Mapping[str, Tensor], folder: Path) -> None:
+        """With its scale in its weights: for any program."""
         temporary = folder / "writing.tmp"
-        weights = recovery.read_lora(self.run_dir / recovery_point, version)
         with recovery.operating_system_errors():
             lora.export(weights, temporary, self.config.model.lora, family_of(self.config.model))
         (temporary / WEIGHT_NAME).replace(folder / WEIGHT_NAME)
         temporary.rmdir()
-
-    def close(self) -> None:
-        self.log.close()
 
     def _publish(
         self, version: Version, recovery_point: str, news: News, more: Callable[[int], Mapping[str, float]]
@@ -87,7 +106,10 @@ class Publisher:
         folder = self.run_dir / recovery_point
         try:
             if version not in self.shared:
-                self.shared[version] = self.share(recovery.read_lora(folder, version))
+                weights = recovery.read_lora(folder, version)
+                if version.number in self.evaluated:
+                    self._export(weights, self.run_dir / lora_path(version.number))
+                self.shared[version] = self.share(weights)
             if version.number > 0 and version.number - 1 not in self.log.batches:
                 row = recovery.read_metrics(folder, version)
                 self.log.add_batch(version.number - 1, {**row, **more(version.number)})
@@ -106,10 +128,24 @@ class Publisher:
         if drawn is not None:
             save_grid(self.run_dir / grid_path(evaluation), *drawn)
         row = {"pictures": float(rows["set_aside"].null_count)}
-        for name in ("reward", *rewards):
-            scores = rows[name].drop_null().to_numpy()
-            if len(scores) and name == "reward":
-                row |= {"reward/mean": float(scores.mean()), "reward/std": float(scores.std())}
-            elif len(scores):
-                row[f"reward/{name}"] = float(scores.mean())
+        for name, values in measures(rows).items():
+            row |= {f"{name}/mean": float(values.mean()), f"{name}/std": float(values.std())}
         self.log.add_evaluation(evaluation, row)
+        self.verdict = self._judge()
+        self._keep_best()
+
+    def _judge(self) -> guard.Verdict:
+        return guard.judge(history(self.log.rows), self.config.guard, guard.best_by(self.config))
+
+    def _keep_best(self) -> None:
+        """Copies the best version's LoRA to `lora_best/`, and says there which version that is."""
+        folder = self.run_dir / "lora_best"
+        says = json.dumps({"version": self.verdict.best, "by": guard.best_by(self.config)}) + "\n"
+        note = folder / "version.json"
+        if note.exists() and note.read_text(encoding="utf-8") == says:
+            return
+        folder.mkdir(exist_ok=True)
+        note.unlink(missing_ok=True)  # so that it never stands beside another version's weights
+        best = self.run_dir / lora_path(self.verdict.best) / WEIGHT_NAME
+        write_atomically(folder / WEIGHT_NAME, best.read_bytes())
+        write_atomically(note, says)

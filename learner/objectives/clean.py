@@ -18,7 +18,15 @@ from torch import Tensor
 from common.errors import UserError
 from conf.schema import LearnerConfig
 from learner.batch import Batch
-from learner.objectives.objective import STREAM, Objective, Pairs, StepResult, TrainablePolicy, at
+from learner.objectives.objective import (
+    STREAM,
+    Objective,
+    Pairs,
+    StepResult,
+    TrainablePolicy,
+    at,
+    gaussian_kl_to_base,
+)
 
 FINENESS = 2**31  # a pair's "step" is its noise level as a share of all, in this many parts
 NOISE = 2  # of the uses of a batch's random numbers: 0 draws, 1 is the update's
@@ -83,6 +91,16 @@ class CleanPictures(Objective):
                 base = self._output(policy, batch, pairs, noised.x, noised.level)
             loss = loss + self.kl_weight * mean_square(noised.output - base)
         return {"loss": loss, "error": noised.error.detach()}
+
+    def kl_to_base(self, policy: TrainablePolicy, batch: Batch, pairs: Pairs) -> Tensor:
+        """At the pictures, noised as much as a path is before each of the pairs' denoising steps: where the path itself
+        would be if the model were perfect."""
+        levels, steps = policy.noise_levels, torch.from_numpy(pairs.steps)
+        clean = at(batch.latents[:, -1], pairs.rows).double()
+        level = levels.nearest(policy.schedule.timesteps.cpu()[steps])
+        x = levels.noised(clean, self._noise(batch, pairs), level)
+        state = x, steps, policy.encode([batch.prompts[row] for row in pairs.rows])
+        return gaussian_kl_to_base(policy, state, *policy.gaussian(*state))
 
     def noised(self, policy: TrainablePolicy, batch: Batch, pairs: Pairs) -> Noised:
         """The pairs' pictures at their levels, and the policy's output there."""

@@ -29,7 +29,16 @@ from common.errors import UserError, quoted
 from conf.schema import LearnerConfig
 from learner.batch import Batch
 from learner.metrics import policy_gradient_metrics
-from learner.objectives.objective import Objective, Pairs, StepResult, TrainablePolicy, at, clipped_loss
+from learner.objectives.objective import (
+    Objective,
+    Pairs,
+    State,
+    StepResult,
+    TrainablePolicy,
+    at,
+    clipped_loss,
+    gaussian_kl_to_base,
+)
 from policy import gaussian
 from policy.gaussian import Schedule
 
@@ -87,7 +96,7 @@ class PolicyGradient(Objective):
         loss, clipped_log_ratio = self.of(LogProbs(new, old, proximal), advantages.to(new))
         loss = self.step_weights(policy.schedule).to(loss)[torch.from_numpy(pairs.steps)] * loss
         if self.kl_weight:
-            loss = loss + self.kl_weight * _kl_to_base(policy, state, mean, std)
+            loss = loss + self.kl_weight * gaussian_kl_to_base(policy, state, mean, std)
         with torch.no_grad():
             ratio = clipped_log_ratio.exp()
             return {
@@ -105,7 +114,7 @@ class PolicyGradient(Objective):
 
     def kl_to_base(self, policy: TrainablePolicy, batch: Batch, pairs: Pairs) -> Tensor:
         state = _states(policy, batch, pairs)
-        return _kl_to_base(policy, state, *policy.gaussian(*state))
+        return gaussian_kl_to_base(policy, state, *policy.gaussian(*state))
 
     def metrics(self, batch: Batch, steps: Sequence[StepResult]) -> dict[str, float]:
         return policy_gradient_metrics(batch, steps)
@@ -153,19 +162,9 @@ class Decoupled(PolicyGradient):
         return weight * clipped_loss(log_ratio, advantages, self.config.clip_range), log_ratio
 
 
-def _states(policy: TrainablePolicy, batch: Batch, pairs: Pairs) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-    """Latents, steps and conditioning: where each pair's action was taken."""
+def _states(policy: TrainablePolicy, batch: Batch, pairs: Pairs) -> State:
     return (
         at(batch.latents, pairs.rows, pairs.steps),
         torch.from_numpy(pairs.steps),
         policy.encode([batch.prompts[row] for row in pairs.rows]),
     )
-
-
-def _kl_to_base(
-    policy: TrainablePolicy, state: tuple[Tensor, Tensor, tuple[Tensor, ...]], mean: Tensor, std: Tensor
-) -> Tensor:
-    """|mean - mean_base|^2 / (2 std^2) by dimension, [n], exactly: both are Gaussians of one std."""
-    with torch.no_grad(), policy.base():
-        base_mean, _ = policy.gaussian(*state)
-    return ((mean - base_mean) ** 2 / (2 * std**2)).mean(dim=(1, 2, 3))

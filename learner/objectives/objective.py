@@ -131,6 +131,16 @@ def clipped_loss(log_ratio: Tensor, advantages: Tensor, clip_range: float) -> Te
     return torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip_range, 1 + clip_range))
 
 
+State = tuple[Tensor, Tensor, tuple[Tensor, ...]]  # latents, steps and conditioning: where each pair's action is taken
+
+
+def gaussian_kl_to_base(policy: TrainablePolicy, state: State, mean: Tensor, std: Tensor) -> Tensor:
+    """|mean - mean_base|^2 / (2 std^2) by dimension, [n], exactly: both are Gaussians of one std."""
+    with torch.no_grad(), policy.base():
+        base_mean, _ = policy.gaussian(*state)
+    return ((mean - base_mean) ** 2 / (2 * std**2)).mean(dim=(1, 2, 3))
+
+
 def at(array: np.ndarray, *index: np.ndarray) -> Tensor:
     """Entries of an array as a tensor. Indexing by arrays copies, so a read-only view of Arrow's memory will do."""
     return torch.from_numpy(array[index])

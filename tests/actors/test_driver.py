@@ -19,7 +19,7 @@ from conf.scale import REFUSED, REQUEST
 from conf.schema import Config
 from mirror.mirroring import Mirroring
 from tests.actors.ray_stand_in import Actor, Call, Clock, Ray, stand_in
-from tests.running import SMALL
+from tests.running import EXPERIMENT, SMALL
 
 PROMPTS = ["a cat", "two dogs", "a horse on the beach"]
 
@@ -30,7 +30,7 @@ class Run:
     def __init__(self, folder: Path, ray: Ray, clock: Clock, *settings: str) -> None:
         self.ray, self.clock = ray, clock
         without_room = ["samplers.num_gpus=0", "learner.num_gpus=0", "learner.num_cpus=0", f"run.dir={folder}"]
-        self.config: Config = load(["compressibility", *SMALL, *without_room, "run.name=run", *settings])
+        self.config: Config = load([EXPERIMENT, *SMALL, *without_room, "run.name=run", *settings])
         self.folder = folder / "run"
         save_config(self.folder, self.config, PROMPTS)
         plan = Plan(0, tuple(PROMPTS), 8, 2, (FixedSet("train", 4, tuple(PROMPTS)),))

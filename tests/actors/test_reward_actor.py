@@ -15,7 +15,7 @@ from buffer.settings import rules_of
 from common.errors import UserError
 from conf.load import load
 from mirror.mirroring import Mirroring
-from tests.running import ROOT, SMALL
+from tests.running import EXPERIMENT, ROOT, SMALL
 
 REWARD = """
 import json, os
@@ -69,7 +69,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def tried(here: Path, *settings: str) -> None:
     """Starts an actor of each reward and has it tried, as a run does."""
-    config = load(["compressibility", *SMALL, "samplers.num_gpus=0", "learner.num_gpus=0", *settings])
+    config = load([EXPERIMENT, *SMALL, "samplers.num_gpus=0", "learner.num_gpus=0", *settings])
     plan = Plan(0, ("a cat", "two dogs"), 8, 2, ())
     with Driver(config, here / "run", plan, Mirroring(None, rules_of(config).served)) as driver:
         driver.try_rewards((16, 16), print)

@@ -11,7 +11,7 @@ from conf.evaluations import FIRST
 from conf.load import load
 from conf.resume import save_config
 from tests.buffer_toy import buffer, evaluations, finish, publish, roll_out, score, start, train
-from tests.running import SMALL
+from tests.running import EXPERIMENT, SMALL
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -37,7 +37,7 @@ def test_a_run_under_way_is_read_and_left_as_it_was(tmp_path: Path) -> None:
 
 
 def test_a_finished_run_has_the_pictures_that_are_kept(tmp_path: Path) -> None:
-    config = load(["compressibility", *SMALL])
+    config = load([EXPERIMENT, *SMALL])
     save_config(tmp_path, config, ["a cat"])
     b = buffer(tmp_path, evaluate_versions=(0, 1, 3))
     finish(b)

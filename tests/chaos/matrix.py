@@ -25,7 +25,7 @@ from tests.chaos.blow import BATCHES, CELLS, ROLES, SIGNALS, Case, Timeline, dra
 from tests.chaos.ray_cluster import RayCluster, ray_cluster
 from tests.chaos.verdict import verdict
 from tests.pipelines import tiny_pipeline
-from tests.running import FAULTS, ROOT, SMALL, TIMEOUT_S
+from tests.running import EXPERIMENT, FAULTS, ROOT, SMALL, TIMEOUT_S
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Matrix:
             "evaluation.every": BATCHES,
         }
         words = [f"{key}={value}" for key, value in settings.items()]
-        return [sys.executable, str(ROOT / "launch.py"), "compressibility", *SMALL, *words]
+        return [sys.executable, str(ROOT / "launch.py"), EXPERIMENT, *SMALL, *words]
 
     def start(self, command: list[str], fault: str = "") -> subprocess.Popen[str]:
         """`fault`: of the driver; actors have the cluster's."""

@@ -9,19 +9,22 @@ from common.errors import UserError
 from conf.evaluations import sets_of
 from conf.load import load
 from conf.validate import validate
+from tests.running import EXPERIMENT
 
 ONE = "evaluation.sets.one"
 SECOND = ["rewards.second.path=incompressibility", "rewards.second.weight=null"]
 
 
 def test_what_a_set_does_not_say_is_the_runs() -> None:
-    config = load(
-        ["compressibility", f"{ONE}.every=7", *SECOND, "evaluation.sets.two.rewards=[second,compressibility]"]
-    )
+    config = load([EXPERIMENT, f"{ONE}.every=7", *SECOND, "evaluation.sets.two.rewards=[second,compressibility]"])
     validate(config)
     train, one, _ = sets_of(config).values()
     assert list(sets_of(config)) == ["train", "one", "two"]
-    assert one.prompts is None and one.count == train.count and one.rewards == train.rewards == ("compressibility",)
+    assert (
+        one.prompts is None
+        and one.count == train.count
+        and one.rewards == train.rewards == ("compressibility", "second")
+    )
     assert one.sampling == config.sampling and one.versions(20) == (0, 7, 14, 20)
     rules = rules_of(config)
     assert rules.rewards == ("compressibility",) and rules.sets["two"].rewards == ("second", "compressibility")
@@ -32,7 +35,7 @@ def test_what_a_set_does_not_say_is_the_runs() -> None:
 def test_a_set_may_have_prompts_and_sampling_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "owls.txt").write_text("an owl\nan owl at night\n")
     words = [f"{ONE}.prompts.file={tmp_path}/owls.txt", f"{ONE}.sampling.steps=3", f"{ONE}.sampling.guidance=1"]
-    config = load(["compressibility", *words])
+    config = load([EXPERIMENT, *words])
     validate(config)
     own = sets_of(config)["one"].sampling
     assert (own.steps, own.guidance, own.eta) == (3, 1.0, config.sampling.eta)
@@ -52,11 +55,23 @@ def test_a_set_may_have_prompts_and_sampling_of_its_own(tmp_path: Path) -> None:
         ([f"{ONE}.sampling.eta=0"], f"{ONE}.sampling.eta=0.0 must be above 0"),
         ([f"{ONE}.prompts.set=nothing"], f"{ONE}.prompts.set=nothing is not a prompt set"),
         ([f"{ONE}.prompts.set=emoji_held_out", f"{ONE}.prompts.list=[a cat]"], f"{ONE}.prompts.set and .* are given"),
-        (SECOND, "rewards.second.weight=null, and no evaluation set names second"),
+        ([*SECOND, "evaluation.rewards=[compressibility]"], "second.weight=null, and no evaluation measures second"),
+        (
+            [*SECOND, "evaluation.rewards=[second]"],
+            "evaluation.rewards leaves out compressibility, which is trained",
+        ),
+        (["evaluation.rewards=[beauty]"], r"evaluation.rewards=\['beauty'\] must be names of rewards"),
+        (["rewards.judge.path=emoji_world.judged:Judged"], "would train on Emoji World's judge"),
+        (["guard.best_by=train"], r"guard.best_by names 'train', which no evaluation measures: write <set>/<measure>"),
+        (["guard.best_by=held_out/reward"], "guard.best_by names 'held_out/reward'"),
+        (["guard.max_fall={train/beauty: 1}"], r"names 'train/beauty', .* one of its rewards \(compressibility\)"),
+        (["guard.max_fall={train/reward: 0}"], "guard.max_fall of train/reward is 0: give standard deviations above 0"),
+        ([f"{ONE}.rewards=[second]", *SECOND, "guard.best_by=one/reward"], "guard.best_by names 'one/reward'"),
+        (["guard.patience=0"], "guard.patience=0 must be at least 1"),
         (["rewards.compressibility.weight=null"], "nothing to train on with rewards.compressibility.weight"),
         ([f"{ONE}.reward=[compressibility]"], f"there is no setting {ONE}.reward, did you mean {ONE}.rewards"),
     ],
 )
-def test_a_set_that_cannot_be_is_refused(words: list[str], sentence: str) -> None:
+def test_a_set_or_a_guard_that_cannot_be_is_refused(words: list[str], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        validate(load(["compressibility", *words]))
+        validate(load([EXPERIMENT, *words]))

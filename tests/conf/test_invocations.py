@@ -84,7 +84,10 @@ BAD = [
     (["compressibility", "learner.kl_target=0.1"], "learner.kl_target=0.1 with learner.kl_weight=0 has no weight"),
     (["compressibility", "learner.kl_weight=-1"], "learner.kl_weight=-1"),
     (["compressibility", "learner.tracker_min_count=33"], "learner.tracker_min_count=33 is never reached"),
-    (["compressibility", "rewards.compressibility.weight=0"], "rewards.compressibility.weight at 0"),
+    (
+        ["compressibility", "rewards.compressibility.weight=0"],
+        "nothing to train on with rewards.compressibility.weight",
+    ),
     (["alignment", "combine=product"], "combine=product needs rewards.caption.range"),
     (["alignment", "combine=max"], "sum | product"),
     (["alignment", "rewards.caption.range=[1,0]"], "rewards.caption.range=[1.0, 0.0] must be two numbers"),
@@ -208,7 +211,7 @@ def test_a_bad_prompt_file_is_named_in_one_sentence(content: bytes, says: str, t
 @pytest.mark.parametrize(
     ("words", "resources", "says"),
     [
-        (["learner.num_cpus=2"], TWO_CORES, "has 2 CPUs, but one actor of each role needs 2.75"),
+        (["learner.num_cpus=2"], TWO_CORES, "has 2 CPUs, but one actor of each role needs 2.95"),
         (["rewards.a.path=compressibility", "rewards.a.num_cpus=1"], TWO_CORES, "reward a 1"),
         (["rewards.compressibility.num_gpus=1"], {"CPU": 8.0, "GPU": 2.0}, "has 2 GPUs, but one actor of each"),
         ([], {}, "has 0 CPUs"),

@@ -15,6 +15,7 @@ from conf.schema import Config, DType, PromptsConfig
 from conf.settings import settings
 from conf.validate import cluster_fits, effective_gpus, validate
 from prompts.sets import named_sets
+from tests.running import EXPERIMENT
 
 
 @pytest.mark.parametrize("name", experiments())
@@ -64,7 +65,7 @@ def test_a_later_layer_replaces_where_prompts_come_from() -> None:
 
 
 def test_the_configuration_is_plain_and_typed() -> None:
-    config = load(["compressibility", "learner.objective_args.k=1", "model.dtype=float16", "rewards.a.path=m:C"])
+    config = load([EXPERIMENT, "learner.objective_args.k=1", "model.dtype=float16", "rewards.a.path=m:C"])
     config.rewards["a"].args = {"nested": {"list": [1, 2]}}
     assert config.learner.objective_args == {"k": 1} and config.model.dtype is DType.float16
     assert isinstance(config.learner.betas, tuple)
@@ -138,3 +139,13 @@ def test_a_prompt_file_may_have_blank_lines_a_mark_and_windows_line_ends(tmp_pat
     path = tmp_path / "prompts.txt"
     path.write_bytes("\ufeffa cat\r\n\r\n  zwei Füchse  \r\n".encode())
     assert resolve_prompts(PromptsConfig(file=str(path))) == ["a cat", "zwei Füchse"]
+
+
+def test_arguments_belong_to_the_objective_that_they_were_given_for() -> None:
+    """Another policy gradient takes them, too; a loss on clean pictures would refuse them."""
+    words = ["compressibility", "learner.objective_args={step_weight: output}"]
+    assert load(words).learner.objective_args == {"step_weight": "output"}
+    assert load(["compressibility", "learner.objective=ddpo_sf"]).learner.objective_args == {"step_weight": "std"}
+    assert load(["compressibility", "learner.objective=nft"]).learner.objective_args == {}
+    own = ["compressibility", "learner.objective=nft", "learner.objective_args={levels: 2}"]
+    assert load(own).learner.objective_args == {"levels": 2}

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from buffer.run_folder import RunFolder
-from evaluation.summary import by_prompt, compare, curve, in_words, reward_names
+from evaluation.measures import reward_names
+from evaluation.summary import by_prompt, compare, curve, in_words
 from tests.synthetic_run import write_evaluation
 
 

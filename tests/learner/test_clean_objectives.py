@@ -254,6 +254,38 @@ def test_arguments_that_cannot_be_are_refused(name: str, args: dict[str, Any], s
         make_objective(dataclasses.replace(Config(), learner=config(objective=name, objective_args=args)))
 
 
-def test_a_target_of_the_kl_needs_a_path() -> None:
-    with pytest.raises(UserError, match=r"learner.kl_target=0.1 with learner.objective=nft, which keeps no path"):
-        make_objective(dataclasses.replace(Config(), learner=config(objective="nft", kl_weight=1.0, kl_target=0.1)))
+# ---- the KL to the base model
+
+
+class Scaling(GaussianToy):
+    """mean = (1 + theta) x: another mean at every state."""
+
+    def gaussian(
+        self, latents: torch.Tensor, step_index: torch.Tensor, conditioning: tuple[torch.Tensor, ...], _: str = "full"
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        mean, std = super().gaussian(latents, step_index, conditioning)
+        return latents + mean * latents, std
+
+
+@pytest.mark.parametrize("microbatch", [3, 1000])
+def test_kl_to_base_is_that_of_paths_through_the_noised_pictures(microbatch: int) -> None:
+    policy = Scaling(THETA, [0.5, 0.1])
+    policy.schedule = dataclasses.replace(policy.schedule, timesteps=torch.tensor([880, 210]))  # levels 2 and 0 of 3
+    batch = dataclasses.replace(toy_batch(policy, 6), log_probs=np.empty((6, 0), np.float32))
+    made = NegativeAware(config(), SEED)
+    measured = Updater(policy, made, config(microbatch=microbatch)).kl_to_base(batch)
+    expected = []
+    for row in range(6):
+        for step, (sigma, std) in enumerate([(0.9, 0.5), (0.2, 0.1)]):
+            noise = np.random.default_rng([SEED, STREAM, 0, NOISE, row, step]).standard_normal(SHAPE)
+            x = (1 - sigma) * batch.latents[row, -1] + sigma * noise
+            expected.append(np.mean((THETA.numpy() * x) ** 2) / (2 * std**2))
+    assert measured is not None
+    assert measured.dimension == pytest.approx(np.mean(expected), rel=1e-6)
+    assert measured.trajectory == pytest.approx(np.mean(expected) * D * 2, rel=1e-6)
+
+
+def test_the_nearest_level_is_the_timestep_itself_where_there_is_one() -> None:
+    levels = ddpm_noise_levels(scheduler())
+    assert levels.nearest(torch.tensor([981, 1, 500])).tolist() == [981, 1, 500]
+    assert toy().noise_levels.nearest(torch.tensor([340.0, 360.0, 2000.0])).tolist() == [0, 1, 2]

@@ -18,10 +18,10 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from actors.gauges import metric_of, restarts_by_role
+from actors.gauges import metric_of, metric_of_evaluation, restarts_by_role
 from monitoring.board import BOARD, Query, Series, ask, panels
 from tests.pipelines import tiny_pipeline
-from tests.running import ROOT, SMALL, TIMEOUT_S, Launched, launched, wait_for
+from tests.running import EXPERIMENT, ROOT, SMALL, TIMEOUT_S, Launched, launched, wait_for
 
 Samples = dict[str, list[tuple[dict[str, str], float]]]  # labels and value by metric
 
@@ -40,6 +40,15 @@ ALWAYS_SEEN = {
     "ray_ddpo_restarts",
     "ray_ddpo_waiting_share",
 }
+EMBEDDING = """
+import numpy as np
+from rewards.base import Scores
+
+class Embedding:
+    def __call__(self, images, prompts):
+        small = images[:, ::8, ::8].reshape(len(images), -1).astype(np.float32)
+        return Scores(small.mean(axis=1), {"embedding": small + 1})
+"""
 LONG = "run.batches=100000"  # until the test has seen enough
 
 
@@ -54,9 +63,13 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Of a run that reports every second, ten times as often as Ray does by default."""
     monkeypatch.setenv("RAY_metrics_report_interval_ms", "1000")
     model = tiny_pipeline(tmp_path / "tiny")
+    (tmp_path / "my_rewards.py").write_text(EMBEDDING)
     return [
-        "compressibility",
+        EXPERIMENT,
         *SMALL,
+        "rewards.beside.path=my_rewards:Embedding",
+        "rewards.beside.weight=null",
+        "rewards.beside.num_cpus=0.2",
         f"model.path={model}",
         "run.name=watched",
         f"run.mirror=file://{tmp_path}/mirror",
@@ -111,10 +124,10 @@ def test_all_that_the_board_shows_is_at_the_endpoint_on_this_host_only(command: 
     exported = {name for name in samples if name.startswith("ray_ddpo_batch_")}
     assert exported >= {f"ray_ddpo_batch_{metric_of(key)[0]}" for key in written[-1]}
     waits = {labels["role"]: (labels["waiting_for"], share) for labels, share in samples["ray_ddpo_waiting_share"]}
-    assert waits.keys() == {"samplers", "rewards.compressibility", "learner"}
+    assert waits.keys() == {"samplers", "rewards.compressibility", "rewards.beside", "learner"}
     assert all(cause and 0 <= share <= 1 for cause, share in waits.values())
     working = [count for labels, count in samples["ray_ddpo_workers"] if labels["state"] == "working"]
-    assert working == [1, 1, 1]
+    assert working == [1, 1, 1, 1]
 
 
 @contextmanager
@@ -189,7 +202,7 @@ def test_every_query_of_the_board_has_data_in_a_real_prometheus(command: list[st
         boards = Path(provisioned["providers"][0]["options"]["path"])
         assert (boards / BOARD.name).read_bytes() == BOARD.read_bytes()
     assert dead, "its death was never seen"
-    assert names == {"buffer", "reward-compressibility-0.0", "learner-0.0", "sampler-0.1"}
+    assert names == {"buffer", "reward-compressibility-0.0", "reward-beside-0.0", "learner-0.0", "sampler-0.1"}
     assert len(set(rewards.values)) >= 3 and set(rewards.values) <= set(written)
     assert list(trained.values) == sorted(trained.values) and trained.values[-1] <= len(written)
 
@@ -204,3 +217,5 @@ def test_keys_become_names_and_tags() -> None:
     assert metric_of("reward/my-own.captions") == ("reward", {"reward": "my-own.captions"})
     assert metric_of("clip_fraction/step_05-09") == ("clip_fraction_by_step", {"step": "05-09"})
     assert metric_of("something/new-1") == ("something_new_1", {})
+    assert metric_of_evaluation("my-own.captions/mean") == ("mean", {"measure": "my-own.captions"})
+    assert metric_of_evaluation("pictures") == ("pictures", {})

@@ -15,7 +15,7 @@ import pytest
 
 from conf.load import from_file
 from tests.run_files import stored_picture
-from tests.running import ROOT, SMALL
+from tests.running import EXPERIMENT, ROOT, SMALL
 from tests.running_local import run_local
 
 OTHER = ROOT / "build" / "other-diffusers" / "venv" / "bin" / "python"
@@ -27,7 +27,7 @@ SETTINGS = [setting for setting in SMALL if not setting.startswith(("sampling.",
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("elsewhere")
     done = run_local(
-        "compressibility", *SETTINGS, "learner.lr=2e-2", "run.batches=2", "run.name=run", f"run.dir={folder}", cwd=ROOT
+        EXPERIMENT, *SETTINGS, "learner.lr=2e-2", "run.batches=2", "run.name=run", f"run.dir={folder}", cwd=ROOT
     )
     assert done.returncode == 0, done.stderr
     return folder / "run"

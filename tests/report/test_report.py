@@ -109,7 +109,7 @@ def test_a_run_without_some_of_its_files_still_has_a_report(missing: str, tmp_pa
 def test_a_run_that_has_just_begun_has_a_report(tmp_path: Path) -> None:
     save_config(tmp_path / "new", load(["compressibility"]), ["a cat"])
     text = write_report(tmp_path / "new").read_text()
-    assert "0 of 120 batches trained; no two evaluations to compare yet." in text
+    assert "0 of 40 batches trained; no two evaluations to compare yet." in text
 
 
 def test_a_folder_that_is_no_run_is_a_sentence(tmp_path: Path) -> None:

@@ -82,7 +82,10 @@ def test_embeddings_are_of_length_one_and_those_of_open_clip(model: Path) -> Non
     embedded = clip.embed_images(images)
     torch.testing.assert_close(embedded.norm(dim=-1), torch.ones(4))
     torch.testing.assert_close(embedded, raw / raw.norm(dim=-1, keepdim=True))
-    scores = ClipScore(str(model))(images, PROMPTS)
+    assert not ClipScore(str(model))(images, PROMPTS).columns
+    answer = ClipScore(str(model), embeddings=True)(images, PROMPTS)
+    np.testing.assert_array_equal(answer.columns["embedding"], embedded.detach())
+    scores = answer.scores
     np.testing.assert_allclose(scores, (embedded * clip.embed_texts(PROMPTS)).sum(-1), atol=1e-6)
     assert (np.abs(scores) <= 1).all()
 

@@ -1,5 +1,7 @@
 """workers/local.py: a whole run without Ray. tests/launch/test_main_job.py has the same one with it."""
 
+import html
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,8 @@ from safetensors import safe_open
 
 from buffer.run_folder import RunFolder
 from buffer.schema import tensors_of
+from evaluation.guard import judge
+from evaluation.history import history
 from policy.policy import Policy
 from policy.rollout import rollout
 from policy.source import WEIGHT_NAME
@@ -79,7 +83,8 @@ def test_an_objective_on_finished_pictures_alone_is_trained_and_goes_on(
     assert len(batches) == 3
     for row in batches:
         assert row[curve] > 0 and row["loss"] > 0 and row["grad_norm"] > 0 and row["non_finite_steps"] == 0
-        assert not [key for key in row if key.startswith(("ratio/", "clip_fraction", "ess/", "kl/"))]
+        assert not [key for key in row if key.startswith(("ratio/", "clip_fraction", "ess/", "kl/step"))]
+        assert ("kl/base" in row) == ("nft" in words[0])
     with safe_open(whole / "lora" / WEIGHT_NAME, framework="np") as file:
         assert any(file.get_tensor(key).any() for key in file.keys() if "lora_B" in key)  # noqa: SIM118
     assert (whole / "report.html").exists()
@@ -89,7 +94,11 @@ def test_a_second_set_has_prompts_reward_and_sampling_of_its_own_and_changes_no_
     model: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     words = user_reward(tmp_path, "return images.mean(axis=(1, 2, 3)).astype(np.float32)")[:1]
-    words += ["rewards.mine.weight=null", "evaluation.sets.held_out.prompts.list=[an owl,a bee in the snow]"]
+    words += [
+        "rewards.mine.weight=null",
+        "evaluation.rewards=[compressibility]",
+        "evaluation.sets.held_out.prompts.list=[an owl,a bee in the snow]",
+    ]
     own = {"count": 6, "every": 2, "rewards": "[mine]", "sampling.steps": 2, "sampling.guidance": 1}
     words += [f"evaluation.sets.held_out.{key}={value}" for key, value in own.items()]
     done = run_local(*small(model, "run", "run.batches=4", *words), cwd=tmp_path)
@@ -102,10 +111,10 @@ def test_a_second_set_has_prompts_reward_and_sampling_of_its_own_and_changes_no_
     rows = held_out[0]
     assert len(rows) == 6 and set(rows["prompt"].to_pylist()) == {"an owl", "a bee in the snow"}
     assert rows["mine"].null_count == 0 and rows["reward"].null_count == 6  # not what is trained on
-    scored = {row["version"]: row for row in run.metrics if "evaluation/held_out/reward/mine" in row}
+    scored = {row["version"]: row for row in run.metrics if "evaluation/held_out/mine/mean" in row}
     assert scored.keys() == held_out.keys()
     for version, table in held_out.items():
-        mean = scored[version]["evaluation/held_out/reward/mine"]
+        mean = scored[version]["evaluation/held_out/mine/mean"]
         assert mean == pytest.approx(float(table["mine"].to_numpy().mean()))
     assert "Evaluation set held_out" in (run.path / "report.html").read_text()
 
@@ -114,3 +123,57 @@ def test_a_second_set_has_prompts_reward_and_sampling_of_its_own_and_changes_no_
     assert (other.num_steps, policy.num_steps) == (2, 3)
     made = rollout(other, rows["prompt"].to_pylist()[:2], rows["seed"].to_pylist()[:2])
     np.testing.assert_array_equal(made.images.mean(axis=(1, 2, 3)).astype(np.float32), rows["mine"].to_numpy()[:2])
+
+
+BRIGHT = "return images.mean(axis=(1, 2, 3)).astype(np.float32)"
+DARK = """
+class Dark:
+    def __call__(self, images, prompts):
+        return -images.mean(axis=(1, 2, 3)).astype(np.float32)
+"""
+
+
+def hacked(model: Path, folder: Path, *more: str) -> list[str]:
+    """Trained on brightness, and measured beside it is darkness: what is gained of one is lost of the other."""
+    words = user_reward(folder, BRIGHT)
+    with (folder / "my_rewards.py").open("a") as file:
+        file.write(DARK)
+    words += ["rewards.dark.path=my_rewards:Dark", "rewards.dark.weight=null", "guard.max_fall={train/dark: 0.05}"]
+    return small(model, "run", *words, "run.batches=8", "evaluation.every=1", "evaluation.count=8", *more)
+
+
+def test_the_guard_stops_a_run_whose_reward_is_hacked(model: Path, tmp_path: Path) -> None:
+    stop = "guard.action=stop"
+    for _ in range(2):  # the second finds what the first left, and trains nothing more
+        done = run_local(*hacked(model, tmp_path, "learner.lr=5e-3", stop), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        run = RunFolder(tmp_path / "runs" / "run")
+        verdict = judge(history(run.metrics), run.config.guard, "train/reward")
+        (version,) = verdict.wrong
+        assert 0 < version < 8 and len(run.batches) == version and "finished" not in run.record
+        assert verdict.best < version and verdict.sentences[0] in html.unescape((run.path / "report.html").read_text())
+        best = json.loads((run.path / "lora_best" / "version.json").read_text())
+        assert best == {"version": verdict.best, "by": "train/reward"}
+        weights = [(folder / WEIGHT_NAME).read_bytes() for folder in (run.loras[verdict.best], run.path / "lora_best")]
+        assert weights[0] == weights[1] and run.loras.keys() == set(range(version + 1))
+    done = run_local(*hacked(model, tmp_path, "learner.lr=5e-3", "guard.action=note"), cwd=tmp_path)
+    assert done.returncode == 0 and RunFolder(run.path).record["finished"] == 8, done.stderr
+
+
+def test_the_guard_slows_a_run_and_that_is_not_forgotten(model: Path, tmp_path: Path) -> None:
+    def rates(*more: str) -> list[float]:
+        done = run_local(*hacked(model, tmp_path, "learner.lr=5e-3", "guard.action=slow", *more), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return [row["lr"] for row in RunFolder(tmp_path / "runs" / "run").batches]
+
+    before = rates("run.batches=6")
+    assert before[0] == 5e-3 and before == sorted(before, reverse=True) and before[-1] < 5e-3
+    assert all(rate in [5e-3 * 0.5**n for n in range(7)] for rate in before)
+    after = rates("run.batches=8", "guard.max_fall={}")  # nothing is wrong any more, and the rate stays
+    assert after == before + [before[-1]] * 2
+
+
+def test_the_guard_lets_a_good_run_be(model: Path, tmp_path: Path) -> None:
+    words = hacked(model, tmp_path, "guard.max_fall={train/mine: 0.5}", "guard.max_kl=1e6", "guard.action=stop")
+    done = run_local(*words, "learner.lr=5e-3", cwd=tmp_path)
+    assert done.returncode == 0 and RunFolder(tmp_path / "runs" / "run").record["finished"] == 8, done.stderr

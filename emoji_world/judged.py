@@ -1,0 +1,15 @@
+"""The judge of Emoji World in a run's evaluations, beside the rewards and never one of them."""
+
+import numpy as np
+
+from emoji_world.classifier import right
+from rewards.base import Scores
+
+
+class Judged:
+    """1 where the classifier, which saw rendered pictures only, finds the prompt's animal, number and setting, else 0;
+    and each of the three in a column."""
+
+    def __call__(self, images: np.ndarray, prompts: list[str]) -> Scores:
+        hits = right(images, prompts)
+        return Scores(np.logical_and.reduce([*hits.values()]).astype(np.float32), hits)

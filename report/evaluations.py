@@ -1,0 +1,103 @@
+"""What the report says of evaluations: the reward, each set's other measures, and what the guard saw."""
+
+import html
+
+import pyarrow as pa
+
+from buffer.run_folder import RunFolder
+from evaluation.guard import best_by, judge
+from evaluation.history import history
+from evaluation.measures import measures, reward_names
+from evaluation.summary import compare_tables, curve
+from report.sections import MEAN_REWARD, series, signed, table
+from report.svg import Curve, chart, number
+
+
+def reward_curve(run: RunFolder) -> str:
+    """The reward of training batches and of the evaluation set, and what each single reward did."""
+    batches, values = series(run.batches, MEAN_REWARD)
+    curves, points = [_evaluation_curve(run.evaluations, "reward", "evaluation set")], curve(run.evaluations)
+    if batches:
+        curves.append(Curve("training batch", batches, values, kind="faint"))
+    baseline = points[0].mean if points and points[0].version == 0 else None
+    drawing = chart(curves, width=980, height=340, x_label="batches trained", baseline=baseline)
+    if not drawing:
+        return ""
+    legend = '<p class="legend"><span class="c0">● evaluation set, mean ± standard error</span>'
+    legend += '<span class="c1">— training batches</span>' if batches else ""
+    legend += "<span>┄ before training</span>" if baseline is not None else ""
+    return f"<section><h2>Reward</h2>{legend}</p>{drawing}{_comparison_table(run.evaluations)}</section>"
+
+
+def of_first_set(run: RunFolder) -> str:
+    """What else is measured on the run's own pairs: rewards that nobody trains on, what rewards store, diversity."""
+    names = _names(run.evaluations)
+    trained = [name for name in names if name in run.config.rewards and run.config.rewards[name].weight]
+    further = [name for name in names if [name] != trained]
+    charts = _charts(run.evaluations, further)
+    return f'<section><h2>Beside the reward</h2><div class="grid">{charts}</div></section>' if charts else ""
+
+
+def of_set(run: RunFolder, name: str) -> str:
+    """A chart of each measure of a further set, and before and after."""
+    evaluations = run.sets[name]
+    charts = _charts(evaluations, _names(evaluations))
+    return f'<div class="grid">{charts}</div>{_comparison_table(evaluations)}'
+
+
+def guard(run: RunFolder) -> str:
+    """Which version is the best, and what went wrong."""
+    seen = history(run.metrics)
+    if not seen:
+        return ""
+    measure = best_by(run.config)
+    verdict = judge(seen, run.config.guard, measure)
+    best = f"The best version is {verdict.best}, by <code>{html.escape(measure)}</code>"
+    best += ": its LoRA is in <code>lora_best/</code>." if (run.path / "lora_best").is_dir() else "."
+    wrong = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in verdict.sentences)
+    action = {"stop": "the run is ended", "slow": "the learning rate is halved", "note": "it is only said"}
+    rule = f"<p>Where something goes wrong {action[run.config.guard.action]}:</p><ul>{wrong}</ul>" if wrong else ""
+    return f"<section><h2>Guard</h2><p>{best}</p>{rule}</section>"
+
+
+def _names(evaluations: dict[int, pa.Table]) -> list[str]:
+    """Measures of the first evaluation, but for the sum of rewards."""
+    return [name for name in measures(evaluations[min(evaluations)]) if name != "reward"] if evaluations else []
+
+
+def _charts(evaluations: dict[int, pa.Table], names: list[str]) -> str:
+    drawings = {name: chart([_evaluation_curve(evaluations, name, name)], width=320, height=150) for name in names}
+    return "".join(
+        f'<div class="small"><h3>{html.escape(name)}</h3>{drawing}</div>'
+        for name, drawing in drawings.items()
+        if drawing
+    )
+
+
+def _evaluation_curve(evaluations: dict[int, pa.Table], measure: str, title: str) -> Curve:
+    points = curve(evaluations, measure)
+    versions, means = [float(point.version) for point in points], [point.mean for point in points]
+    return Curve(title, versions, means, kind="points", errors=[point.standard_error for point in points])
+
+
+def _comparison_table(evaluations: dict[int, pa.Table]) -> str:
+    """The trained reward and each single one, before and after over the same pairs."""
+    if not evaluations:
+        return ""
+    names = reward_names(evaluations[min(evaluations)])
+    trained = compare_tables(evaluations, "reward")
+    singles = [compare_tables(evaluations, name) for name in names] if len(names) > 1 or trained is None else []
+    rows = [
+        (
+            change.reward,
+            f"{number(change.before_mean)} ± {number(change.before_std)}",
+            f"{number(change.after_mean)} ± {number(change.after_std)}",
+            f"{signed(change.difference)} ± {number(change.standard_error)}",
+            signed(change.gain),
+            str(change.count),
+        )
+        for change in [trained, *singles]
+        if change is not None
+    ]
+    head = ("", "before: mean ± std", "after: mean ± std", "difference ± standard error", "in stds before", "pairs")
+    return table(head, rows) if rows else ""
