@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> int:
         return 0
     # Not above, as the version is there without them.
     from conf.load import help_text, load
-    from conf.prompts import resolve_prompts
+    from conf.prompts import prompts_of_run
     from conf.resume import check_resume
     from conf.scale import ask
     from conf.validate import validate
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
         config = load(arguments)
         validate(config)
         check_model(config.model)
-        prompts = resolve_prompts(config.prompts)
+        prompts = prompts_of_run(config)
         check_resume(Path(config.run.dir) / config.run.name, config, prompts)
         if config.ray.address is None:  # else it may be there on the hosts of the cluster alone
             for name, reward in config.rewards.items():
@@ -50,6 +50,11 @@ def main(arguments: list[str]) -> int:
         if config.learner.objective is not None:
             OBJECTIVES.locate(f"learner.objective={config.learner.objective}", config.learner.objective)
         ADVANTAGES.locate(f"learner.advantage={config.learner.advantage}", config.learner.advantage)
+        if config.run.replay:  # there is nothing for a cluster to do
+            from workers.local import run as run_here
+
+            print(f"finished: see {run_here(config, prompts)}/report.html")
+            return 0
         from actors.run import run  # not above: Ray, torch and diffusers take ten seconds that a typo need not wait for
 
         run(config, prompts)

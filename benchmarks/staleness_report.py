@@ -8,7 +8,6 @@ difference to k = 0 is taken seed by seed.
 """
 
 import argparse
-import html
 import math
 from pathlib import Path
 from typing import Any
@@ -18,23 +17,13 @@ import numpy as np
 from benchmarks.staleness import AGES, RESULTS, SEEDS, Cell, finished
 from common.terminal import print_anywhere
 from conf.load import load
-from report.svg import Curve, chart
+from report.svg import Curve, figure
 
 NAMES = {False: "plain", True: "decoupled"}
 HEAD = (
     "| k | objective | gain in base stds | difference to k = 0 | KL to the base model, nats | outside the clip range "
     "| effective sample size of a step |\n|---|---|---|---|---|---|---|"
 )
-COLOURS = ("#3557d6", "#c2562d", "#0f8a6a", "#8b46b5", "#a07a00")
-STYLE = """
-  svg { font: 13px system-ui, sans-serif; fill: #22222a; }
-  .tick { font-size: 11.5px; fill: #6d6d78; } .rule { stroke: #e6e4df; }
-  polyline { fill: none; stroke-width: 2; } .bar { stroke-width: 1.6; }
-""" + "".join(
-    f"  .c{i} polyline, .c{i} .bar {{ stroke: {colour}; }} .c{i} circle, text.c{i} {{ fill: {colour}; }}\n"
-    for i, colour in enumerate(COLOURS)
-)
-
 Lines = list[dict[str, Any]]  # of one (k, objective), by seed
 
 
@@ -87,17 +76,18 @@ def _shown(value: tuple[float, float], form: str) -> str:
     return f"{value[0]:{form}} ± {value[1]:{form.lstrip('+')}}"
 
 
-def figure(study: dict[tuple[int, bool], Lines]) -> str:
+def drawing(study: dict[tuple[int, bool], Lines]) -> str:
     """SVG: above the gain at the end against k, below the way there with each objective."""
     by_age = [_curve_by_age(study, decoupled) for decoupled in (False, True)]
-    panels = [_panel("after all batches, by k", by_age, 40, 0, 900, "k")]
-    for place, decoupled in enumerate((False, True)):
-        curves = [_curve_by_batch(f"k = {k}", study[k, decoupled and k > 0]) for k in AGES]
-        panels.append(_panel(NAMES[decoupled], curves, 40 + 460 * place, 370, 440, "batches trained"))
-    return (
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 980 740" width="980" height="740">'
-        f'<style>{STYLE}</style><rect width="980" height="740" fill="#ffffff"/>{"".join(panels)}</svg>\n'
-    )
+    by_batch = [
+        (
+            f"gain in base stds, {NAMES[decoupled]}",
+            [_curve_by_batch(f"k = {k}", study[k, decoupled and k > 0]) for k in AGES],
+            "batches trained",
+        )
+        for decoupled in (False, True)
+    ]
+    return figure([[("gain in base stds, after all batches, by k", by_age, "k")], by_batch])
 
 
 def _curve_by_age(study: dict[tuple[int, bool], Lines], decoupled: bool) -> Curve:
@@ -109,16 +99,6 @@ def _curve_by_batch(name: str, lines: Lines) -> Curve:
     seeds = [gains(line) for line in lines]
     points = {version: spread([seed[version] for seed in seeds]) for version in seeds[0]}
     return Curve(name, list(points), [mean for mean, _ in points.values()], "points", [e for _, e in points.values()])
-
-
-def _panel(title: str, curves: list[Curve], x: int, y: int, width: int, x_label: str) -> str:
-    legend = "".join(
-        f'<text class="c{place}" x="{x + 58 + 78 * place}" y="{y + 46}">{html.escape(curve.name)}</text>'
-        for place, curve in enumerate(curves)
-    )
-    drawing = chart(curves, width=width, height=290, x_label=x_label)
-    placed = drawing.replace("<svg ", f'<svg x="{x}" y="{y + 56}" width="{width}" height="290" ', 1)
-    return f'<text x="{x + 58}" y="{y + 24}" font-weight="600">gain in base stds, {title}</text>{legend}{placed}'
 
 
 def main() -> None:
@@ -141,7 +121,7 @@ def main() -> None:
     machines = " and ".join(dict.fromkeys(line["machine"] for line in lines.values()))
     print(f"Computed on {machines}.\n\n{table(study)}")
     if args.figure:
-        args.figure.write_text(figure(study), encoding="utf-8")
+        args.figure.write_text(drawing(study), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -112,6 +112,7 @@ class Plan:
     batch_size: int
     order_size: int
     sets: tuple[FixedSet, ...]
+    replayed: tuple[tuple[int, int], ...] = ()  # (prompt id, seed) of every trajectory of a replay; else they are drawn
 
     def __post_init__(self) -> None:
         assert self.prompts, "a plan needs at least one prompt"
@@ -137,6 +138,7 @@ class Plan:
             "batch_size": self.batch_size,
             "order_size": self.order_size,
             "sets": {one.name: f"{one.count} of prompts {_digest(one.prompts)}" for one in self.sets},
+            **({"replayed": _digest(tuple(map(str, sorted({*self.replayed}))))} if self.replayed else {}),
         }
 
     def batch(self, batch: int) -> list[Order]:
@@ -167,6 +169,8 @@ class Plan:
         )
 
     def _pair(self, trajectory_id: int) -> tuple[int, int]:
+        if self.replayed:
+            return self.replayed[trajectory_id]
         seed, draw = self._words(BATCHES, trajectory_id)
         return draw % len(self.prompts), seed >> 1  # 64 bits modulo some hundred prompts: uniform to 1e-17
 

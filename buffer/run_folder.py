@@ -128,6 +128,12 @@ class RunFolder:
         return {int(path.name[1:]): path for path in sorted((self.path / "loras").glob("v[0-9]*"))}
 
     @property
+    def best(self) -> int | None:
+        """The version whose LoRA is in `lora_best/`, by the guard; None where there is none yet."""
+        note = self.path / "lora_best" / "version.json"
+        return int(json.loads(note.read_text(encoding="utf-8"))["version"]) if note.exists() else None
+
+    @property
     def record(self) -> dict[str, Any]:
         """What run.json holds (report/record.py); no sittings where there is none."""
         path = self.path / RECORD

@@ -20,7 +20,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from common.errors import UserError, quoted, shown
 from common.version import goes_on, written_by
-from conf import typed_yaml
+from conf import replay, typed_yaml
 from conf.names import check_name
 from conf.places import ROOT, anchored, write_out
 from conf.schema import Config
@@ -33,6 +33,7 @@ HELP = """usage: python launch.py EXPERIMENT [KEY=VALUE ...]
 
   python launch.py compressibility samplers.count=2 learner.lr=1e-4
   python launch.py my_experiment.yaml run.name=second_try
+  python launch.py replay from=runs/a,runs/b learner.objective=rwr    a new LoRA from what those runs have sampled
 
 The same command on an existing run goes on with it; docs/configuration.md says what may change.
 While it runs: python launch.py --scale runs/NAME samplers.count=4 rewards.NAME.count=2
@@ -48,9 +49,15 @@ def load(argv: list[str]) -> Config:
     """
     default = read_yaml(CONF / "default.yaml")
     word, overrides = (argv[0], argv[1:]) if argv and _is_experiment(argv[0]) else (default["experiment"], argv)
-    path = experiment_path(word)
+    if word == replay.WORD:
+        runs, overrides = replay.runs_of(overrides)
+        path = runs[0] / "config.yaml"
+        layers = [replay.layer(runs, _experiment(path)), {"experiment": word}]
+    else:
+        path = experiment_path(word)
+        layers = [{"experiment": path.stem}, _experiment(path)]
     merged: dict[str, Any] = {}
-    for layer in (default, {"experiment": path.stem}, _experiment(path)):
+    for layer in (default, *layers):
         merged = merge(merged, layer, f"{_named(path)}: ")
     config = _in_the_checkout(merge(merged, anchored(parse_overrides(overrides), Path.cwd()), ""))
     write_out(config)

@@ -2,15 +2,27 @@
 
 import difflib
 import unicodedata
+from pathlib import Path
 
 from common.errors import UserError, quoted, shown
-from conf.schema import PromptsConfig
+from conf.schema import Config, PromptsConfig
 from conf.texts import unwritable
 from prompts.files import lines_of
 from prompts.sets import named_sets, prompts_of
 
 # CLIP reads 77 tokens; a line far beyond is no prompt but, say, a page of text without line breaks.
 LONGEST = 1000
+
+
+def prompts_of_run(config: Config) -> list[str]:
+    """Those of the settings; of a replay those of the runs that it learns from. Raises UserError."""
+    if not config.run.replay:
+        return resolve_prompts(config.prompts)
+    files = [Path(run) / "prompts.txt" for run in config.run.replay]
+    try:
+        return list(dict.fromkeys(prompt for file in files for prompt in file.read_text(encoding="utf-8").splitlines()))
+    except OSError as error:
+        raise UserError(f"run.replay: {error.filename} cannot be read: {error.strerror}") from error
 
 
 def resolve_prompts(prompts: PromptsConfig, key: str = "prompts") -> list[str]:

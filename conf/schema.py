@@ -58,6 +58,9 @@ class RunConfig:
     dir: str = free("runs", "where run folders lie: the head's disk or a file system that all hosts share")
     seed: int = setting(0, "every random number of the run follows from it", NOT_NEGATIVE)
     batches: int = free(40, "how many batches to train; may be raised when resuming", AT_LEAST_ONE)
+    replay: Texts | None = setting(
+        None, "folders of runs whose trajectories are trained on, and nothing is sampled: `python launch.py replay`"
+    )
     mirror: str | None = free(
         None, "a URI (s3://…, gs://…, file:///…): batches are copied to <name> under it as they come"
     )

@@ -27,6 +27,11 @@ def make_objective(config: Config) -> Objective:
             f"learner.kl_weight={config.learner.kl_weight:g} with learner.objective={name}, whose loss has no penalty "
             "on the KL to the base model: set learner.kl_weight=0, or take ddpo_is"
         )
+    if config.run.replay and not objective.takes_stale_data:
+        raise UserError(
+            f"learner.objective={name} with run.replay: its gradient holds only for fresh data, so take "
+            "ddpo_decoupled, or a loss on clean pictures such as rwr"
+        )
     steps, stale = config.learner.optimizer_steps, config.buffer.max_staleness
     if not objective.takes_stale_data and (steps > 1 or stale > 0):
         setting, value, fit = ("buffer.max_staleness", stale, 0) if stale else ("learner.optimizer_steps", steps, 1)

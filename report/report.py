@@ -27,6 +27,7 @@ def write_report(run_dir: Path) -> Path:
         cards=sections.cards(run),
         pictures=pictures(run),
         reward=evaluations.reward_curve(run) + evaluations.of_first_set(run) + evaluations.guard(run),
+        scales=scales(run),
         sets="".join(further_set(run, name) for name in run.sets if name != FIRST),
         curves=sections.curves(run),
         prompts=sections.prompts(run),
@@ -64,6 +65,17 @@ def pictures(run: RunFolder) -> str:
         f"<section><h2>Before and after</h2><p>Every cell is the same prompt and the same seed in both grids{grey}.</p>"
         f'<div class="pair">{pair}</div>{slider}<div class="frames" hidden>{frames}</div></section>'
     )
+
+
+def scales(run: RunFolder) -> str:
+    """What `python -m evaluation` has drawn."""
+    drawing, grid = run.path / "scales" / "tradeoff.svg", run.path / "scales" / "pictures.png"
+    if not (drawing.exists() and grid.exists()):
+        return ""
+    source = f"data:image/svg+xml;base64,{base64.b64encode(drawing.read_bytes()).decode()}"
+    curve = f'<img src="{source}" alt="what is gained against what is lost">'
+    pictures = _figure(_source(grid), "the same prompts and seeds at each scale, a row each", "")
+    return f"<section><h2>By the LoRA's scale</h2>{curve}{pictures}</section>"
 
 
 def further_set(run: RunFolder, name: str) -> str:

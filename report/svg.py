@@ -6,6 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 30  # margins round the plot, pixels
+WIDTH, HEIGHT, HEAD = 940, 290, 56  # of a row of panels in a figure, and of the titles above it
+COLOURS = ("#3557d6", "#c2562d", "#0f8a6a", "#8b46b5", "#a07a00", "#5f6888")
+STYLE = """
+  svg { font: 13px system-ui, sans-serif; fill: #22222a; }
+  .tick { font-size: 11.5px; fill: #6d6d78; } .rule { stroke: #e6e4df; }
+  polyline { fill: none; stroke-width: 2; } .bar { stroke-width: 1.6; }
+""" + "".join(
+    f"  .c{i} polyline, .c{i} .bar {{ stroke: {colour}; }} .c{i} circle, tspan.c{i} {{ fill: {colour}; }}\n"
+    for i, colour in enumerate(COLOURS)
+)
+
+Panel = tuple[str, Sequence["Curve"], str]  # title, curves, what the x axis is
 
 
 @dataclass(frozen=True)
@@ -65,6 +77,31 @@ def chart(curves: Sequence[Curve], *, width: int, height: int, x_label: str = ""
         parts.append("</g>")
     parts.append("</svg>")
     return "".join(parts)
+
+
+def figure(rows: Sequence[Sequence[Panel]]) -> str:
+    """A file of its own: panels with title and legend, row by row."""
+    height = len(rows) * (HEIGHT + HEAD + 20)
+    placed = "".join(
+        _placed(panel, 20 + column * WIDTH // len(row), place * (HEIGHT + HEAD + 20), WIDTH // len(row) - 20)
+        for place, row in enumerate(rows)
+        for column, panel in enumerate(row)
+    )
+    size = f'viewBox="0 0 {WIDTH + 40} {height}" width="{WIDTH + 40}" height="{height}"'
+    paper = f'<rect width="{WIDTH + 40}" height="{height}" fill="#ffffff"/>'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}><style>{STYLE}</style>{paper}{placed}</svg>\n'
+
+
+def _placed(panel: Panel, x: int, y: int, width: int) -> str:
+    title, curves, x_label = panel
+    legend = "".join(
+        f'<tspan class="c{index % 6}" dx="{14 if index else 0}">{html.escape(curve.name)}</tspan>'
+        for index, curve in enumerate(curves)
+    )
+    drawing = chart(curves, width=width, height=HEIGHT, x_label=x_label)
+    drawing = drawing.replace("<svg ", f'<svg x="{x}" y="{y + HEAD}" width="{width}" height="{HEIGHT}" ', 1)
+    heading = f'<text x="{x + LEFT}" y="{y + 24}" font-weight="600">{html.escape(title)}</text>'
+    return f'{heading}<text x="{x + LEFT}" y="{y + 46}">{legend}</text>{drawing}'
 
 
 def finite(curve: Curve) -> list[tuple[float, float, float]]:

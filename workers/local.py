@@ -21,7 +21,7 @@ from common.errors import RunStopped, UserError, in_one_line
 from common.precision import exact_float32
 from common.terminal import print_anywhere
 from conf.load import load
-from conf.prompts import resolve_prompts
+from conf.prompts import prompts_of_run
 from conf.resume import RunLock, check_resume, save_config
 from conf.schema import Config
 from conf.validate import validate
@@ -32,6 +32,7 @@ from report.report import write_report
 from rewards.base import try_out
 from rewards.registry import resolve
 from workers.publisher import Publisher
+from workers.replay import Replay
 from workers.sampler import Sampler, policies_of
 from workers.scorer import NothingScored, Scorer
 from workers.trainer import Trainer
@@ -55,20 +56,23 @@ def run(config: Config, prompts: Sequence[str]) -> Path:
         for reward in rewards:
             try_out(reward, prompts, policy.image_size)
 
+        needs = learner.objective.needs
+        replay = Replay(config, needs) if config.run.replay else None
+        stored, scores = (replay.rollout, replay.scores) if replay else (None, None)
+        plan = replay.plan(config, prompts) if replay else plan_of(config, prompts)
         save_config(run_dir, config, list(prompts))
-        buffer = TrajectoryBuffer(run_dir, plan_of(config, prompts), rules_of(config), combination_of(config))
+        buffer = TrajectoryBuffer(run_dir, plan, rules_of(config), combination_of(config))
         closing.callback(buffer.close)
         publisher = Publisher(config, run_dir, buffer, lambda weights: weights, max(buffer.state.next_batch, 0))
         closing.callback(publisher.close)
         clocks = {"learner-0.0": Clock(), "sampler-0.0": Clock()} | {f"reward-{r.name}-0.0": Clock() for r in rewards}
         trainer = Trainer("learner-0.0", learner, buffer, run_dir, clocks["learner-0.0"])
-        needs = learner.objective.needs
-        policies = policies_of(policy, config)
-        sampler = Sampler("sampler-0.0", policies, needs, buffer, lambda weights: weights, clocks["sampler-0.0"])
+        policies, clock = policies_of(policy, config), clocks["sampler-0.0"]
+        sampler = Sampler("sampler-0.0", policies, needs, buffer, lambda weights: weights, clock, stored)
         workers: list[tuple[Sampler | Scorer | Trainer, int]] = [(sampler, config.samplers.threads)]
         for reward in rewards:
             name, own = f"reward-{reward.name}-0.0", config.rewards[reward.name]
-            workers.append((Scorer(name, reward, own.batch_size, buffer, clocks[name]), own.threads))
+            workers.append((Scorer(name, reward, own.batch_size, buffer, clocks[name], scores), own.threads))
         workers.append((trainer, config.learner.threads))
 
         trainer.begin()
@@ -83,6 +87,8 @@ def run(config: Config, prompts: Sequence[str]) -> Path:
                     found_work.append(worker.step())
                 except NothingScored:  # a new process would try next, and here is only this one
                     found_work.append(True)
+            if replay:
+                replay.check(learner.metrics)
             assert any(found_work), f"nobody has anything to do: {buffer.news()}"
         publisher.step(buffer.news())
         publisher.save_lora()
@@ -97,7 +103,7 @@ def main(arguments: list[str]) -> int:
     print_anywhere()
     try:
         config = load(arguments)
-        print(f"finished: see {run(config, resolve_prompts(config.prompts))}/report.html")
+        print(f"finished: see {run(config, prompts_of_run(config))}/report.html")
     except (UserError, RunStopped) as reason:
         print(f"workers.local: {in_one_line(reason)}", file=sys.stderr)
         return 2

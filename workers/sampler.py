@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from buffer.orders import Version
+from buffer.orders import Order, Version
 from buffer.protocol import Buffer
 from buffer.schema import rollout_table
 from common.blame import describe, is_the_workers
@@ -14,7 +14,7 @@ from conf.evaluations import sets_of
 from conf.schema import Config, SamplingConfig
 from learner.objectives.objective import Needs
 from policy.policy import Policy
-from policy.rollout import NonFinite, rollout
+from policy.rollout import NonFinite, Rollout, rollout
 
 
 def policies_of(policy: Policy, config: Config) -> dict[str, Policy]:
@@ -37,9 +37,10 @@ class Sampler:
         buffer: Buffer,
         fetch: Callable[[Any], Mapping[str, Tensor]],
         clock: Clock,
+        stored: Callable[[Order], Rollout] | None = None,
     ) -> None:
         """policies: see `policies_of`. needs: what the objective trains on, and is stored. fetch: the LoRA of what a
-        version was published with."""
+        version was published with. stored: where a replay takes batches from, in the place of rolling them out."""
         self.name = name
         self.policies = policies
         self.policy = policies[""]
@@ -47,6 +48,7 @@ class Sampler:
         self.buffer = buffer
         self.fetch = fetch
         self.clock = clock
+        self.stored = stored
         self.loaded: Version | None = None
 
     def begin(self) -> None:
@@ -66,8 +68,7 @@ class Sampler:
                 self.loaded = claim.version
         try:
             with self.clock.on("rolling out"):
-                policy = self.policies[order.evaluation.set if order.evaluation else ""]
-                made = rollout(policy, order.prompts, order.seeds)
+                made = self._made(order)
         except NonFinite as error:  # of this order, and the next may be well
             self.buffer.order_failed(order.order_id, self.name, str(error))
             return True
@@ -84,3 +85,9 @@ class Sampler:
             table = rollout_table(order, made.images, path)
             self.buffer.add(order.order_id, claim.version, table)
         return True
+
+    def _made(self, order: Order) -> Rollout:
+        if self.stored is not None and not order.evaluation:
+            return self.stored(order)
+        policy = self.policies[order.evaluation.set if order.evaluation else ""]
+        return rollout(policy, order.prompts, order.seeds)

@@ -1,5 +1,7 @@
 """A scorer: leases an order's pictures, scores them with one reward, and hands the scores in."""
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import pyarrow as pa
 
@@ -17,13 +19,22 @@ class NothingScored(Exception):
 class Scorer:
     """Call `step` again and again."""
 
-    def __init__(self, name: str, reward: NamedReward, batch_size: int, buffer: Buffer, clock: Clock) -> None:
-        """batch_size: pictures a call of the reward."""
+    def __init__(
+        self,
+        name: str,
+        reward: NamedReward,
+        batch_size: int,
+        buffer: Buffer,
+        clock: Clock,
+        stored: Callable[[str, Sequence[int]], pa.Table] | None = None,
+    ) -> None:
+        """batch_size: pictures a call of the reward. stored: where a replay takes the scores of batches from."""
         self.name = name
         self.reward = reward
         self.batch_size = batch_size
         self.buffer = buffer
         self.clock = clock
+        self.stored = stored
 
     def step(self) -> bool:
         """Whether there were pictures. Raises UserError when the reward answers in other types than before; what its
@@ -46,6 +57,8 @@ class Scorer:
     def _score(self, lease: Lease) -> tuple[pa.Table, dict[int, str]]:
         """Scores of the pictures that take part, and by trajectory id why some have none."""
         ids = lease.table["trajectory_id"].to_numpy()
+        if self.stored is not None and (ids >= 0).all():  # those of evaluations are negative
+            return self.stored(self.reward.name, ids.tolist()), {}
         wanted = np.flatnonzero(~np.isin(ids, lease.skip))
         shown = np.where(np.isin(ids, lease.skip), wanted[0], np.arange(len(ids)))  # so that slices keep their shape
         images = tensors_of(lease.table)["image"][shown]

@@ -143,6 +143,9 @@ def strike(case: Case, cluster: RayCluster, process: Popen[str], run_dir: Path, 
         return None
     before = RunFolder(run_dir).history
     os.kill(pid, case.signal)
+    if case.signal == signal.SIGTERM and case.step is not None and cluster.mark.read_text() != str(pid):
+        # Another rank stands still. A rank that waits for it in a collective call hears SIGTERM only after that.
+        cluster.released.touch()
     return Blow(pid, before)
 
 

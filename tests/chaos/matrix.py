@@ -72,6 +72,7 @@ class Matrix:
         run_dir = self.runs / name
         shutil.rmtree(run_dir, ignore_errors=True)
         self.cluster.mark.unlink(missing_ok=True)
+        self.cluster.released.unlink(missing_ok=True)
         of_driver = case.role == "driver"
         self.cluster.fault.write_text("" if of_driver else case.step or "")
         command = self.command(name, case.max_staleness)

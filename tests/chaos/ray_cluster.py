@@ -32,6 +32,11 @@ class RayCluster:
     def mark(self) -> Path:
         return self.folder / "mark"
 
+    @property
+    def released(self) -> Path:
+        """While it is there, who stands still at its fault goes on."""
+        return self.folder / "mark.released"
+
     def actors(self) -> dict[str, int]:
         """Process ids of the actors that are up, by the name that each gives itself: "sampler-0.0", "buffer"."""
         return {name: pid for pid in self._workers() if (name := self._name(pid))}

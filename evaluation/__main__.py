@@ -1,0 +1,98 @@
+"""Evaluates a run again: any version that it evaluated, and its LoRA at scales from 0 to 1.
+
+    python -m evaluation runs/compressibility [runs/another ...] [--version 30] [--set held_out] [--scales 0,0.5,1]
+
+Prints each measure by scale, and where the knee is: from there on more is lost than gained. Draws both, and the same
+pictures at each scale, into RUN/scales/, from where the report takes them.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from buffer.run_folder import RunFolder
+from common.errors import UserError, in_one_line
+from common.files import write_atomically
+from common.terminal import print_anywhere
+from conf.evaluations import FIRST, sets_of, trained_rewards
+from evaluation.again import Again, kept_or_last, run_folder
+from evaluation.measures import DIVERSITY, measures
+from evaluation.tradeoff import knee, table
+from report.grids import grid
+from report.report import write_report
+from report.svg import Curve, figure
+
+SHOWN = 8  # pictures of each scale
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--version", type=int, help="by default the best one, of which lora_best/ is")
+    parser.add_argument("--set", default=FIRST, help=f"an evaluation set of the run; by default {FIRST}")
+    parser.add_argument("--scales", default="0,0.25,0.5,0.75,1", help="of the LoRA, by commas")
+    parser.add_argument("--against", help="the measure that may be lost; by default the first that nobody trains on")
+    args = parser.parse_args(arguments)
+    try:
+        for run in [run_folder(path) for path in args.runs]:
+            evaluate(run, args.set, args.version, _scales(args.scales), args.against)
+    except UserError as reason:
+        print(f"evaluation: {in_one_line(reason)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def evaluate(run: RunFolder, name: str, version: int | None, scales: list[float], against: str | None) -> None:
+    again = Again(run, name)
+    version = kept_or_last(run) if version is None else version
+    found, pictures = {}, []
+    for scale in scales:
+        found[f"{scale:g}"] = measures(again.at(version, scale))
+        pictures.append(again.pictures[:SHOWN])
+    names = list(dict.fromkeys(measure for each in found.values() for measure in each))
+    print(f"{run.path}, version {version} on {name}, by the LoRA's scale\n\n{table(names, found)}\n")
+    gained, lost = _axes(run, name, names, against)
+    means = {measure: [float(each[measure].mean()) for each in found.values()] for measure in (gained, lost)}
+    place = knee(means[gained], means[lost])
+    print(f"The knee of {gained} against {lost} is at scale {scales[place]:g}.\n", flush=True)
+    folder = run.path / "scales"
+    folder.mkdir(exist_ok=True)
+    curves = [
+        Curve(f"version {version}", means[gained], means[lost], "points"),
+        Curve(f"knee, scale {scales[place]:g}", [means[gained][place]], [means[lost][place]], "points"),
+    ]
+    title = f"{lost} against {gained}, by the LoRA's scale"
+    write_atomically(folder / "tradeoff.svg", figure([[(title, curves, gained)]]))
+    captions = [f"scale {scale:g}" if place == 0 else "" for scale in scales for place in range(len(pictures[0]))]
+    grid(np.concatenate(pictures), captions, columns=len(pictures[0])).save(folder / "pictures.png", optimize=True)
+    write_report(run.path)
+
+
+def _axes(run: RunFolder, name: str, names: list[str], against: str | None) -> tuple[str, str]:
+    """What is gained, and what may be lost for it. Raises UserError if there are no two."""
+    gained = "reward" if "reward" in names else names[0]
+    trained = {gained, *trained_rewards(run.config)}
+    untrained = {*sets_of(run.config)[name].rewards, DIVERSITY} - trained
+    others = [measure for measure in names if measure in untrained]
+    if against is not None and against not in names:
+        raise UserError(f"--against={against} is not measured on {name}: there are {', '.join(names)}")
+    if against is None and not others:
+        raise UserError(
+            f"on {name} nothing is measured but what is trained on, so there is no trade-off: give the run a second "
+            "reward, such as rewards.clip.path=clip_score with rewards.clip.weight=null"
+        )
+    return gained, against or others[0]
+
+
+def _scales(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"--scales={text} are no numbers by commas, such as 0,0.5,1") from error
+
+
+if __name__ == "__main__":
+    print_anywhere()
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,36 @@
+"""What is gained against what is lost: a LoRA drawn at scales from 0 to 1, and the knee of that curve."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+
+def knee(gained: Sequence[float], kept: Sequence[float]) -> int:
+    """The place of the point that lies farthest beyond the straight line from the first to the last.
+
+    gained, kept: of the same points, for each the higher the better; both are taken as shares of their range (Satopaa
+    et al. 2011, "Finding a kneedle in a haystack"). The last place where nothing is lost, the first where nothing is
+    gained.
+    """
+    x, y = (_shares(np.asarray(values, np.float64)) for values in (gained, kept))
+    return int(np.argmax(x + y))
+
+
+def _shares(values: np.ndarray) -> np.ndarray:
+    spread = values.max() - values.min()
+    shares: np.ndarray = (values - values.min()) / spread if spread > 0 else np.ones(len(values))
+    return shares
+
+
+def table(names: Sequence[str], rows: Mapping[str, Mapping[str, np.ndarray]]) -> str:
+    """Markdown: a row for each point, with the mean and standard error of each measure. names: of the measures."""
+    lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    lines += [f"| {name} | {' | '.join(_cell(found.get(m)) for m in names)} |" for name, found in rows.items()]
+    return "\n".join(lines)
+
+
+def _cell(values: np.ndarray | None) -> str:
+    if values is None:
+        return ""
+    mean = f"{values.mean():.4f}"
+    return f"{mean} ± {values.std(ddof=1) / len(values) ** 0.5:.4f}" if len(values) > 1 else mean

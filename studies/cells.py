@@ -1,0 +1,72 @@
+"""The cells of a study: runs of workers/local.py, each in a process of its own, several at once.
+
+Each has one thread, so its numbers do not depend on what runs beside it; cells may be made on several machines of one
+kind and copied together. A study that was interrupted goes on: a cell that is over is not begun again, and one that was
+under way goes on from its last batch.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+from buffer.run_folder import RunFolder
+from common.errors import RunStopped
+from conf.load import load
+from evaluation.guard import best_by, judge, stops
+from evaluation.history import history
+
+ROOT = Path(__file__).resolve().parent.parent
+ONE_THREAD = ("learner.threads=1", "samplers.threads=1")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A run of a study."""
+
+    name: str  # of its folder
+    words: tuple[str, ...]  # of its command line: an experiment, and what is other here
+
+    def command(self, folder: Path) -> list[str]:
+        return [*self.words, *ONE_THREAD, f"run.dir={folder}", f"run.name={self.name}"]
+
+
+def is_over(cell: Cell, folder: Path) -> bool:
+    """Whether the run is finished, or was stopped by its guard."""
+    run = RunFolder(folder / cell.name)
+    if not (run.path / "config.yaml").exists():
+        return False
+    config = load(cell.command(folder))
+    verdict = judge(history(run.metrics), config.guard, best_by(config))
+    return run.record.get("finished") == config.run.batches or bool(stops(verdict, config.guard))
+
+
+def make(cells: Sequence[Cell], folder: Path, at_once: int | None = None) -> None:
+    """Makes all cells that are not over, and says when each is. at_once: by default as many as there are cores.
+
+    Raises RunStopped, once those that had begun are over, if one cannot go on.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    left = [cell for cell in cells if not is_over(cell, folder)]
+    print(f"{len(left)} of {len(cells)} runs to make in {folder}", flush=True)
+    with ThreadPoolExecutor(at_once or len(os.sched_getaffinity(0))) as pool:
+        for done in as_completed([pool.submit(_run, cell, folder) for cell in left]):
+            try:
+                print(done.result(), flush=True)
+            except RunStopped:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+
+def _run(cell: Cell, folder: Path) -> str:
+    start = time.monotonic()
+    command = [sys.executable, "-m", "workers.local", *cell.command(folder.resolve())]
+    threads = {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | threads, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RunStopped(f"the run {cell.name} of the study ended: {done.stderr.strip()[-500:]}")
+    return f"{cell.name}: {time.monotonic() - start:.0f} s"

@@ -1,0 +1,91 @@
+"""Replay: a new LoRA from what other runs have sampled."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from buffer.run_folder import RunFolder
+from common.errors import UserError
+from conf.load import load
+from tests.run_files import assert_same_run
+from tests.running import small
+from tests.running_local import launch_here, run_local
+
+
+@pytest.fixture(scope="module")
+def sampled(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two runs, of which all tensors are kept: a policy gradient's, and a longer one's."""
+    folder = tmp_path_factory.mktemp("sampled")
+    for name, more in (("a", ["run.batches=2"]), ("b", ["run.batches=3", "run.seed=1"])):
+        done = run_local(*small(model, name, "buffer.keep_batches=9", *more), cwd=folder)
+        assert done.returncode == 0, done.stderr
+    return folder / "runs"
+
+
+def words(sampled: Path, *more: str) -> list[str]:
+    return ["replay", f"from={sampled}/a,{sampled}/b", "learner.objective=nft", "run.dir=runs", "run.name=run", *more]
+
+
+def pairs(run: RunFolder) -> list[tuple[object, object, object]]:
+    """(prompt, seed, reward) of all trained trajectories, in the order of their ids."""
+    rows = sorted(run.trajectories().to_pylist(), key=lambda row: row["trajectory_id"])
+    return [(row["prompt"], row["seed"], row["compressibility"]) for row in rows]
+
+
+def test_every_pass_has_every_trajectory_once_with_its_own_reward(sampled: Path, tmp_path: Path) -> None:
+    done = launch_here(*words(sampled, "run.batches=10", "evaluation.every=5"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    run = RunFolder(tmp_path / "runs" / "run")
+    stored = Counter(pair for name in "ab" for pair in pairs(RunFolder(sampled / name)))
+    trained = pairs(run)
+    assert stored.total() == 40 and len(trained) == 80
+    assert Counter(trained[:40]) == Counter(trained[40:]) == stored
+    assert trained[:40] != trained[40:]
+    assert list(run.evaluations) == [0, 5, 10] and run.record["finished"] == 10
+    assert (run.path / "report.html").exists() and all(row["denoising/error"] > 0 for row in run.batches)
+
+
+def test_a_replay_goes_on_with_the_same_bits(sampled: Path, tmp_path: Path) -> None:
+    for name, until in (("whole", 4), ("parts", 2), ("parts", 4)):
+        done = run_local(*words(sampled, f"run.name={name}", f"run.batches={until}"), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert_same_run(tmp_path / "runs" / "whole", tmp_path / "runs" / "parts")
+
+
+def test_policy_gradients_learn_from_paths_and_say_how_many_count(sampled: Path, tmp_path: Path) -> None:
+    done = run_local(*words(sampled, "learner.objective=ddpo_decoupled", "run.batches=2"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for row in RunFolder(tmp_path / "runs" / "run").batches:
+        assert 0.1 < row["ess/step"] <= 1 and row["ratio/max_abs_log"] > 0
+
+
+def test_paths_that_are_too_far_away_are_refused(sampled: Path, model: Path, tmp_path: Path) -> None:
+    far = ["learner.lr=0.3", "run.batches=3", "buffer.keep_batches=9"]
+    assert run_local(*small(model, "far", *far), cwd=tmp_path).returncode == 0
+    own = ["replay", "from=runs/far", "learner.objective=ddpo_decoupled", "run.name=run", "run.batches=3"]
+    done = run_local(*own, cwd=tmp_path)
+    assert done.returncode == 2 and "effective sample size" in done.stderr, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["learner.objective=ddpo_sf", "learner.optimizer_steps=1"], "learner.objective=ddpo_sf with run.replay"),
+        (["buffer.batch_size=48"], "have kept the tensors of 40 trajectories, fewer than a batch (48)"),
+        (["rewards.other.path=incompressibility"], "has no scores of other: it was rewarded by compressibility"),
+        (["sampling.steps=2", "learner.objective=ddpo_is"], "was made with sampling"),
+    ],
+)
+def test_what_cannot_be_replayed_is_a_sentence(more: list[str], says: str, sampled: Path, tmp_path: Path) -> None:
+    done = run_local(*words(sampled, *more), cwd=tmp_path)
+    assert done.returncode == 2 and says in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert not (tmp_path / "runs" / "run").exists()
+
+
+def test_runs_that_are_none_are_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a replay needs runs to learn from: python launch\.py replay from="):
+        load(["replay", "learner.objective=rwr"])
+    with pytest.raises(UserError, match=r"from=.*nothing is no run"):
+        load(["replay", f"from={tmp_path}/nothing"])
