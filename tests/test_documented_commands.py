@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from conf.load import from_file, load
+from conf.resume import save_config
 from conf.schema import ModelConfig
 from conf.validate import validate
 from tests.running import ROOT
@@ -35,18 +36,27 @@ def launches() -> list[tuple[str, list[str]]]:
     return found
 
 
+OF_EXPERIMENTS = [(page, words) for page, words in launches() if words[0] != "replay"]
+
+
 def test_there_are_commands_to_look_at() -> None:
     pages = {page for page, _ in launches()}
     assert {"README.md", "policy.md", "cluster.md", "results.md", "running.md"} <= pages
 
 
 @pytest.mark.parametrize(("page", "words"), launches(), ids=lambda value: value if isinstance(value, str) else None)
-def test_a_command_of_the_docs_is_accepted(page: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_of_the_docs_is_accepted(
+    page: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(ROOT)
+    if words[0] == "replay":  # of runs that the lines before it have made
+        monkeypatch.chdir(tmp_path)
+        for run in words[1].removeprefix("from=").split(","):
+            save_config(tmp_path / run, load(["compressibility"]), ["a cat"])
     validate(load(words))
 
 
-@pytest.mark.parametrize(("page", "words"), launches(), ids=lambda value: value if isinstance(value, str) else None)
+@pytest.mark.parametrize(("page", "words"), OF_EXPERIMENTS, ids=lambda value: value if isinstance(value, str) else None)
 def test_a_command_of_the_docs_trains_the_model_that_its_experiment_is_made_for(page: str, words: list[str]) -> None:
     """Another model needs other settings than the shipped one's few steps, large learning rate and small batches."""
     file = ROOT / "conf" / "experiment" / f"{words[0]}.yaml"

@@ -1,0 +1,126 @@
+"""Which algorithm is best: all objectives on one model and one reward, with equal effort of tuning.
+
+    python -m studies.algorithms [--runs runs/algorithms]
+
+Each has one setting that is tuned, on the same grid for all: the learning rate. It is chosen on a seed of its own, by
+the largest gain at a version where the judge still calls nine tenths of the base model's right pictures right; three
+other seeds are then made with it. Makes what is missing, prints a table, and draws docs/images/algorithms.svg: gain
+against pictures, and what the judge calls right against the gain. The frontier counts, not the race.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from common.errors import RunStopped, UserError, in_one_line
+from common.terminal import print_anywhere
+from report.svg import Panel, figure
+from studies.cells import Cell, make
+from studies.curves import Points, against, gains, means, over_seeds, run_of, shown, table
+
+LEARNING_RATES = ("5e-4", "1e-3", "2e-3")
+TUNING, SEEDS = 100, (0, 1, 2)
+STILL_RIGHT = 0.9  # of the base model's share
+BATCH = 64
+COMMON = ("run.batches=30", "evaluation.every=3", "guard.action=note")
+ALGORITHMS: dict[str, tuple[str, ...]] = {
+    "DDPO_SF": ("learner.objective=ddpo_sf", "learner.objective_args={}", "learner.optimizer_steps=1"),
+    "DDPO_IS": ("learner.objective=ddpo_is", "learner.objective_args={}"),
+    "DDPO_IS, by σ": ("learner.objective=ddpo_is", "learner.objective_args={step_weight: std}"),
+    "DDPO_IS, by σ, by group": (
+        "learner.objective=ddpo_is",
+        "learner.objective_args={step_weight: std}",
+        "learner.advantage=by_group",
+    ),
+    "DDPO_IS, by σ, KL": (
+        "learner.objective=ddpo_is",
+        "learner.objective_args={step_weight: std}",
+        "learner.kl_weight=0.01",
+    ),
+    "RWR": ("learner.objective=rwr", "learner.objective_args={temperature: 5.0}"),
+    "RWR-sparse": ("learner.objective=rwr_sparse",),
+    "NFT": ("learner.objective=nft", "learner.kl_weight=0.1"),
+    "AWM": ("learner.objective=awm", "learner.kl_weight=0.1"),
+}
+IMAGE = Path(__file__).resolve().parent.parent / "docs" / "images" / "algorithms.svg"
+
+
+def cell(name: str, rate: str, seed: int) -> Cell:
+    folder = f"{name.replace(', ', '-').replace(' ', '-').replace('σ', 'std')}-{rate}-{seed}"
+    return Cell(folder, ("compressibility", *ALGORITHMS[name], *COMMON, f"learner.lr={rate}", f"run.seed={seed}"))
+
+
+def best_while_right(gained: Points, right: Points) -> float:
+    """The largest gain among versions at which enough pictures are still right."""
+    enough = STILL_RIGHT * right[min(right)]
+    return max(gain for version, gain in gained.items() if right[version] >= enough)
+
+
+def best_rate(name: str, folder: Path) -> str:
+    def reached(rate: str) -> float:
+        path = folder / cell(name, rate, TUNING).name
+        return best_while_right(gains(path), means(path, "judge"))
+
+    return max(LEARNING_RATES, key=reached)
+
+
+def drawn(rates: dict[str, str], folder: Path) -> str:
+    paths = {name: [folder / cell(name, rate, seed).name for seed in SEEDS] for name, rate in rates.items()}
+    gained = {name: [gains(path) for path in found] for name, found in paths.items()}
+    right = {name: [means(path, "judge") for path in found] for name, found in paths.items()}
+    race = [over_seeds(name, gained[name], lambda version: version * BATCH) for name in paths]
+    frontier = [against(name, gained[name], right[name]) for name in paths]
+    panels: list[list[Panel]] = [
+        [("gain in base stds", race[:5], "pictures"), ("right, by the judge", frontier[:5], "gain in base stds")],
+        [("gain in base stds", race[5:], "pictures"), ("right, by the judge", frontier[5:], "gain in base stds")],
+    ]
+    IMAGE.write_text(figure(panels), encoding="utf-8")
+    rows = {
+        name: [
+            rates[name],
+            shown([_last(points) for points in gained[name]]),
+            shown([_last(points) for points in right[name]], ".2f"),
+            shown([best_while_right(g, r) for g, r in zip(gained[name], right[name], strict=True)]),
+            shown([_seconds(path) for path in found], ".0f"),
+        ]
+        for name, found in paths.items()
+    }
+    head = (
+        "algorithm",
+        "learning rate",
+        "gain at the end",
+        "right at the end",
+        "best gain while nine tenths are right",
+        "seconds a run",
+    )
+    return table(head, rows)
+
+
+def _last(points: Points) -> float:
+    return points[max(points)]
+
+
+def _seconds(path: Path) -> float:
+    return float(sum(sitting["ended"] - sitting["started"] for sitting in run_of(path).sittings))
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("runs/algorithms"), help="where the study's runs lie")
+    parser.add_argument("--at-once", type=int, help="runs at a time; by default as many as there are cores")
+    args = parser.parse_args(arguments)
+    try:
+        make([cell(name, rate, TUNING) for name in ALGORITHMS for rate in LEARNING_RATES], args.runs, args.at_once)
+        rates = {name: best_rate(name, args.runs) for name in ALGORITHMS}
+        make([cell(name, rate, seed) for name, rate in rates.items() for seed in SEEDS], args.runs, args.at_once)
+        print(drawn(rates, args.runs))
+    except (UserError, RunStopped) as reason:
+        print(f"studies.algorithms: {in_one_line(reason)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    print_anywhere()
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,212 @@
+"""The claims of the DDPO paper (Black et al. 2023, sections 6.1 to 6.3), each checked by one command:
+
+    python -m studies.paper race               policy gradients against reward-weighted regression, on four rewards
+    python -m studies.paper generalisation     trained on two thirds of the animals, measured on what is new
+    python -m studies.paper overoptimisation   until the pictures are gone, and what the guard keeps
+    python -m studies.paper style              the pictures of one seed before and after
+
+makes the runs that are missing (studies/cells.py), prints a table and draws docs/images/paper_<part>.svg.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from PIL import Image
+
+from common.errors import RunStopped, UserError, in_one_line
+from common.terminal import print_anywhere
+from evaluation.guard import best_by, judge
+from evaluation.history import history
+from evaluation.tradeoff import knee
+from report.svg import Panel, figure
+from studies.cells import Cell, make
+from studies.curves import against, gains, means, over_seeds, run_of, shown, table
+
+SEEDS = (0, 1, 2)
+BATCH = 64  # pictures
+IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
+
+REWARDS = ("compressibility", "incompressibility", "aesthetic", "alignment")
+# The paper's two policy gradients, and its two baselines: several passes over the pictures of a batch. Rewards here
+# differ by tenths where the paper's differ by units, so the softmax has a larger temperature (it multiplies).
+METHODS: dict[str, tuple[str, ...]] = {
+    "DDPO_SF": ("learner.objective=ddpo_sf", "learner.objective_args={}", "learner.optimizer_steps=1"),
+    "DDPO_IS": ("learner.objective=ddpo_is", "learner.objective_args={}"),
+    "RWR": ("learner.objective=rwr", "learner.objective_args={temperature: 5.0, passes: 2}"),
+    "RWR-sparse": ("learner.objective=rwr_sparse", "learner.objective_args={passes: 2}"),
+}
+RACE = ("run.batches=20", "evaluation.every=5", "evaluation.count=128")
+SETS = {
+    "train": "trained prompts",
+    "held_out_animals": "new animals",
+    "held_out_activities": "a new activity",
+    "places": "places",
+    "objects": "inanimate objects",
+}
+# Both rewards until they are won by other means; the guard only takes notes, so that both ends are in one run.
+HACKED: dict[str, tuple[str, ...]] = {
+    "compressibility": ("run.batches=100", "evaluation.every=4"),
+    "counting": ("run.batches=80", "evaluation.every=4", "evaluation.count=128"),
+}
+# What is lost: all that a prompt says; of "two cats on a bike" the bike, which no question asks for.
+JUDGED = {"compressibility": "judge", "counting": "judge.setting"}
+
+
+def race(folder: Path) -> tuple[list[Cell], Callable[[], str]]:
+    """Reward against reward queries."""
+    cells = {
+        (reward, method, seed): Cell(f"{reward}-{method}-{seed}", (reward, *words, *RACE, f"run.seed={seed}"))
+        for reward in REWARDS
+        for method, words in METHODS.items()
+        for seed in SEEDS
+    }
+
+    def drawn() -> str:
+        seeds = {
+            (reward, method): [gains(folder / cells[reward, method, seed].name) for seed in SEEDS]
+            for reward in REWARDS
+            for method in METHODS
+        }
+        panels: list[Panel] = [
+            (
+                f"{reward}: gain in base stds",
+                [over_seeds(method, seeds[reward, method], lambda version: version * BATCH) for method in METHODS],
+                "reward queries",
+            )
+            for reward in REWARDS
+        ]
+        _save("race", [panels[:2], panels[2:]])
+        rows = {
+            reward: [shown([list(points.values())[-1] for points in seeds[reward, method]]) for method in METHODS]
+            for reward in REWARDS
+        }
+        return table(("gain in base stds", *METHODS), rows)
+
+    return list(cells.values()), drawn
+
+
+def generalisation(folder: Path) -> tuple[list[Cell], Callable[[], str]]:
+    """The gain on what is new, as a share of that on trained prompts."""
+    every = [f"evaluation.sets.{name}.every=20" for name in SETS if name != "train"]
+    cells = [Cell(f"generalisation-{seed}", ("alignment", *every, f"run.seed={seed}")) for seed in SEEDS]
+
+    def drawn() -> str:
+        ends = {name: [list(gains(folder / cell.name, name).values())[-1] for cell in cells] for name in SETS}
+        trained = ends["train"]
+        rows = {
+            words: [shown(ends[name]), shown([new / old for new, old in zip(ends[name], trained, strict=True)], ".2f")]
+            for name, words in SETS.items()
+        }
+        curves = [
+            over_seeds(words, [gains(folder / cell.name, name) for cell in cells]) for name, words in SETS.items()
+        ]
+        _save("generalisation", [[("alignment: gain in base stds", curves, "batches trained")]])
+        return table(("pairs of", "gain in base stds", "of the gain on trained prompts"), rows)
+
+    return cells, drawn
+
+
+def overoptimisation(folder: Path) -> tuple[list[Cell], Callable[[], str]]:
+    """What the judge calls right against what is gained, to the end; where the guard would have stopped."""
+    cells = {
+        (reward, seed): Cell(f"hacked-{reward}-{seed}", (reward, *words, "guard.action=note", f"run.seed={seed}"))
+        for reward, words in HACKED.items()
+        for seed in SEEDS
+    }
+
+    def drawn() -> str:
+        rows: dict[str, list[str]] = {}
+        panels: list[Panel] = []
+        for reward in HACKED:
+            paths = [folder / cells[reward, seed].name for seed in SEEDS]
+            for seed, path in zip(SEEDS, paths, strict=True):
+                rows[f"{reward}, seed {seed}"] = _kept(path, JUDGED[reward])
+            gained, right = [gains(path) for path in paths], [means(path, JUDGED[reward]) for path in paths]
+            curves = [against(f"seed {s}", [g], [r]) for s, g, r in zip(SEEDS, gained, right, strict=True)]
+            panels.append((f"{reward}: share that the judge calls right", curves, "gain in base stds"))
+        _save("overoptimisation", [panels])
+        head = (
+            "",
+            "judge: base, peak, end",
+            "gain: knee, end",
+            "stopped at",
+            "best version",
+            "gain there",
+            "judge there",
+        )
+        return table(head, rows)
+
+    return list(cells.values()), drawn
+
+
+def _kept(path: Path, judged: str) -> list[str]:
+    run, gained, right = run_of(path), gains(path), means(path, judged)
+    verdict = judge(history(run.metrics), run.config.guard, best_by(run.config))
+    at_knee = list(gained)[knee(list(gained.values()), list(right.values()))]
+    stopped = str(min(verdict.wrong)) if verdict.wrong else "never"
+    first = [seen for seen in history(run.metrics) if not verdict.wrong or seen.version <= min(verdict.wrong)]
+    best = judge(first, run.config.guard, best_by(run.config)).best
+    base, *_, end = right.values()
+    return [
+        f"{base:.0%}, {max(right.values()):.0%}, {end:.0%}",
+        f"{gained[at_knee]:+.2f} (version {at_knee}), {list(gained.values())[-1]:+.2f}",
+        stopped,
+        str(best),
+        f"{gained[best]:+.2f}, {gained[best] / gained[at_knee]:.0%} of the knee's",
+        f"{right[best]:.0%}, {right[best] / max(right.values()):.0%} of the peak's",
+    ]
+
+
+def style(folder: Path) -> tuple[list[Cell], Callable[[], str]]:
+    """The first evaluation grid beside the last, of one seed of the generalisation study."""
+    cells, _ = generalisation(folder)
+
+    def drawn() -> str:
+        grids = run_of(folder / cells[0].name).grids["train"]
+        before, after = (Image.open(grids[version]) for version in (min(grids), max(grids)))
+        both = Image.new("RGB", (before.width + after.width + 24, before.height), (255, 255, 255))
+        both.paste(before, (0, 0))
+        both.paste(after, (before.width + 24, 0))
+        both.save(IMAGES / "paper_style.png", optimize=True)
+        ends = (min(grids), max(grids))
+        settings = {
+            f"seed {seed}": [
+                f"{means(folder / cell.name, f'judge.{what}')[version]:.0%}"
+                for what in ("animal", "setting")
+                for version in ends
+            ]
+            for seed, cell in zip(SEEDS, cells, strict=True)
+        }
+        return table(("", "animal before", "after", "activity before", "after"), settings)
+
+    return cells, drawn
+
+
+def _save(part: str, rows: list[list[Panel]]) -> None:
+    (IMAGES / f"paper_{part}.svg").write_text(figure(rows), encoding="utf-8")
+
+
+PARTS = {part.__name__: part for part in (race, generalisation, overoptimisation, style)}
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--runs", type=Path, default=Path("runs/paper"), help="where the study's runs lie")
+    parser.add_argument("--at-once", type=int, help="runs at a time; by default as many as there are cores")
+    args = parser.parse_args(arguments)
+    cells, drawn = PARTS[args.part](args.runs)
+    try:
+        make(cells, args.runs, args.at_once)
+        print(drawn())
+    except (UserError, RunStopped) as reason:
+        print(f"studies.paper: {in_one_line(reason)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    print_anywhere()
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,84 @@
+"""A study makes the runs that are missing, goes on where it was interrupted, and reads what it says from them."""
+
+from pathlib import Path
+
+import pytest
+
+from buffer.run_folder import RunFolder
+from common.errors import RunStopped
+from conf.load import load
+from conf.validate import validate
+from learner.registry import make_objective
+from studies import algorithms, paper
+from studies.cells import Cell, is_over, make
+from studies.curves import against, gains, means, over_seeds, shown, spread
+from tests.running import EXPERIMENT, SMALL
+from tests.synthetic_run import synthetic_run
+
+
+def cell(model: Path, name: str, *more: str) -> Cell:
+    return Cell(name, (EXPERIMENT, *SMALL, f"model.path={model}", "run.batches=2", "evaluation.every=1", *more))
+
+
+def test_a_study_goes_on_where_it_was_interrupted(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short, whole = cell(model, "a", "run.batches=1"), [cell(model, "a"), cell(model, "b", "run.seed=1")]
+    make([short], tmp_path, at_once=1)
+    assert is_over(short, tmp_path) and not is_over(whole[0], tmp_path)
+    before = (tmp_path / "a" / "journal" / "epoch-000001.jsonl").read_bytes()
+    make(whole, tmp_path, at_once=2)
+    assert all(is_over(each, tmp_path) for each in whole)
+    assert (tmp_path / "a" / "journal" / "epoch-000001.jsonl").read_bytes() == before
+    epochs = RunFolder(tmp_path / "a").sittings
+    make(whole, tmp_path)
+    assert "0 of 2 runs to make" in capsys.readouterr().out and RunFolder(tmp_path / "a").sittings == epochs
+    assert list(gains(tmp_path / "a")) == [0, 1, 2] and gains(tmp_path / "a")[0] == 0
+
+
+def test_a_cell_that_its_guard_stopped_is_over(model: Path, tmp_path: Path) -> None:
+    own = cell(model, "a", "guard.patience=1", "guard.action=stop", "learner.lr=1e-9", "run.batches=5")
+    make([own], tmp_path, at_once=1)
+    assert is_over(own, tmp_path) and "finished" not in RunFolder(tmp_path / "a").record
+
+
+def test_a_cell_that_cannot_be_ends_the_study_with_its_reason(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunStopped, match=r"the run a of the study ended: .*max_failed_share"):
+        make([cell(model, "a", "rewards.compressibility.path=tests.studies.failing:Failing")], tmp_path, at_once=1)
+
+
+def test_gains_are_in_standard_deviations_of_the_base_model(tmp_path: Path) -> None:
+    run_dir = synthetic_run(tmp_path, batches=8)
+    tables = RunFolder(run_dir).evaluations
+    base, last = (tables[version]["reward"].drop_null().to_numpy() for version in (0, 8))
+    assert gains(run_dir)[8] == pytest.approx((last.mean() - base.mean()) / base.std(ddof=1), rel=1e-5)
+    assert means(run_dir, "compressibility")[0] == pytest.approx(base.mean(), rel=1e-6)
+
+
+def test_seeds_become_means_with_errors() -> None:
+    seeds = [{0: 0.0, 10: 1.0, 20: 4.0}, {0: 0.0, 10: 3.0}]
+    curve = over_seeds("both", seeds, lambda version: 64 * version)
+    assert (curve.xs, curve.ys, curve.errors) == ([0, 640], [0.0, 2.0], [0.0, 1.0])
+    frontier = against("both", seeds, [{0: 1.0, 10: 0.9}, {0: 1.0, 10: 0.7}])
+    assert (frontier.xs, frontier.ys) == ([0.0, 2.0], [1.0, pytest.approx(0.8)])
+    assert spread([1.0, 3.0]) == (2.0, 1.0) and shown([1.0, 3.0]) == "+2.00 ± 1.00" and shown([1.0]) == "+1.00"
+
+
+def test_a_gain_counts_while_pictures_are_still_right() -> None:
+    gained, right = {0: 0.0, 3: 0.5, 6: 1.2, 9: 3.0}, {0: 1.0, 3: 0.98, 6: 0.9, 9: 0.2}
+    assert algorithms.best_while_right(gained, right) == 1.2
+
+
+@pytest.mark.parametrize("part", paper.PARTS)
+def test_every_cell_of_the_paper_is_a_run_that_can_be(part: str, tmp_path: Path) -> None:
+    cells, _ = paper.PARTS[part](tmp_path)
+    assert len({each.name for each in cells}) == len(cells)
+    for each in cells:
+        validate(load(each.command(tmp_path)))
+
+
+@pytest.mark.parametrize("name", algorithms.ALGORITHMS)
+def test_every_algorithm_is_a_run_that_can_be(name: str, tmp_path: Path) -> None:
+    config = load(algorithms.cell(name, "1e-3", 0).command(tmp_path))
+    validate(config)
+    make_objective(config)
