@@ -3,12 +3,12 @@
 import re
 from pathlib import Path
 
-VERSION = "0.5.0"  # pyproject.toml reads it here; CHANGELOG.md says what each brought
+VERSION = "0.6.0"  # pyproject.toml reads it here; CHANGELOG.md says what each brought
 HEADING = f"# ddpo-ray {VERSION}\n"
 
 
 def written_by(config_file: Path) -> str:
-    """Such as "version 0.5.0", by a run's config.yaml; "a version before 0.5" where it does not say."""
+    """Such as "version 0.6.0", by a run's config.yaml; "a version before 0.5" where it does not say."""
     with config_file.open(encoding="utf-8", errors="replace") as file:
         found = re.match(r"# ddpo-ray ([\w.+-]+)$", file.readline(100))
     return f"version {found[1]}" if found else "a version before 0.5"
