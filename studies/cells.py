@@ -65,8 +65,8 @@ def make(cells: Sequence[Cell], folder: Path, at_once: int | None = None) -> Non
 def _run(cell: Cell, folder: Path) -> str:
     start = time.monotonic()
     command = [sys.executable, "-m", "workers.local", *cell.command(folder.resolve())]
-    threads = {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | threads, capture_output=True, text=True, check=False)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", check=False)
     if done.returncode:
         raise RunStopped(f"the run {cell.name} of the study ended: {done.stderr.strip()[-500:]}")
     return f"{cell.name}: {time.monotonic() - start:.0f} s"
