@@ -2,11 +2,14 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from buffer.orders import Version
 from common.errors import UserError
@@ -48,6 +51,7 @@ class Learner:
         self.optimizer_steps = 0  # taken since version 0
         self.lr_halvings = 0  # by the guard
         self.metrics: dict[str, float] = {}  # of the batch trained last
+        self.sampling: dict[str, Tensor] | None = None  # the LoRA that samplers have, where it is not the trained one
         self.version = Version(0, lora.digest(policy.lora_state()))
 
     @classmethod
@@ -73,9 +77,11 @@ class Learner:
         base = self.updater.kl_to_base(batch)
         self.lr_halvings = max(self.lr_halvings, lr_halvings)
         lr = self.updater.optimizer.param_groups[0]["lr"] = self.config.learner.lr * 0.5**self.lr_halvings
-        steps = self.updater.train(batch, advantages)
+        sampled_by = self.published
+        steps = self.updater.train(batch, advantages, self.sampling)
         self.optimizer_steps += sum(step.taken for step in steps)
-        self.version = Version(batch.number + 1, lora.digest(self.policy.lora_state()))
+        self.sampling = self._followed(sampled_by, self.objective.following(batch.number))
+        self.version = Version(batch.number + 1, lora.digest(self.published))
         metrics = {
             **reward_metrics(batch, self.config.buffer.batch_size, self.advantage.stds()),
             **finite(self.objective.metrics(batch, steps)),
@@ -90,6 +96,17 @@ class Learner:
         self._steer(base)
         self.metrics = metrics
         return TrainedBatch(metrics, advantages)
+
+    @property
+    def published(self) -> dict[str, Tensor]:
+        """The LoRA of `version`: what samplers and evaluations have, and what is handed out."""
+        return self.policy.lora_state() if self.sampling is None else self.sampling
+
+    def _followed(self, old: Mapping[str, Tensor], stays: float) -> dict[str, Tensor] | None:
+        """old <- stays old + (1 - stays) trained; None: the trained LoRA itself."""
+        if not stays:
+            return None
+        return {name: torch.lerp(trained, old[name], stays) for name, trained in self.policy.lora_state().items()}
 
     def _steer(self, base: BaseKL | None) -> None:
         """The weight of the KL penalty for the next batch; `metrics` are still those of the batch before."""
@@ -129,7 +146,8 @@ class Learner:
         """
         point = recovery.RecoveryPoint(
             version=self.version,
-            lora=self.policy.lora_state(),
+            lora=self.published,
+            trained=None if self.sampling is None else self.policy.lora_state(),
             optimizer=optimizer_state(self.updater.optimizer, self.updater.parameters),
             advantage=self._state_of_advantage(),
             counters={
@@ -157,7 +175,8 @@ class Learner:
                     f"The recovery point {folder} was written with {name}={value}, but this run has {ours.get(name)}; "
                     "set it back, or start a new run under another run.name."
                 )
-        self.policy.load_lora_state(point.lora)
+        self.policy.load_lora_state(point.lora if point.trained is None else point.trained)
+        self.sampling = None if point.trained is None else point.lora
         load_optimizer_state(self.updater.optimizer, self.updater.parameters, point.optimizer)
         self.advantage.load_state_dict(point.advantage)
         self.optimizer_steps = point.counters["optimizer_steps"]

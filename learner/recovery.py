@@ -1,8 +1,9 @@
 """The recovery point: everything from which the next batch is trained as if nothing had happened.
 
     <folder>/pytorch_lora_weights.safetensors   as diffusers saves it: pipe.load_lora_weights(folder) reads it
+    <folder>/trained.safetensors                the LoRA that is trained, where samplers' follows it slowly (nft)
     <folder>/optimizer.safetensors              AdamW's moments and step count of each LoRA weight, by name
-    <folder>/state.json                         version, advantages, counters, KL weight, settings, digests of the two
+    <folder>/state.json                         version, advantages, counters, KL weight, settings, others' digests
 
 It holds no state of a random generator because there is none: every random number follows from (seed, batch).
 
@@ -31,15 +32,16 @@ from policy import lora
 from policy.policy import Policy
 from policy.source import WEIGHT_NAME
 
-OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
+OPTIMIZER, TRAINED, STATE = "optimizer.safetensors", "trained.safetensors", "state.json"
 
 
 @dataclass(frozen=True)
 class RecoveryPoint:
-    """Example: RecoveryPoint(Version(12, "9f86d081884c7d65"), lora, optimizer, {"a cat": [-1.2]}, {}, 0.0, {}, {})"""
+    """Example: RecoveryPoint(Version(12, "9f86d081884c7d65"), lora, None, optimizer, {"a": [-1]}, {}, 0.0, {}, {})"""
 
     version: Version
-    lora: dict[str, Tensor]  # float32, by name
+    lora: dict[str, Tensor]  # float32, by name: that of `version`
+    trained: dict[str, Tensor] | None  # the same of what is trained on; None where it is `lora`
     optimizer: dict[str, Tensor]  # "<name>.exp_avg", "<name>.exp_avg_sq", "<name>.step"; empty before the first step
     advantage: dict[str, Any]  # remembered rewards by prompt, or whatever it keeps
     counters: dict[str, int]
@@ -60,8 +62,11 @@ def write(folder: Path, point: RecoveryPoint, policy: Policy) -> None:
         try:
             temporary.mkdir(parents=True)
             with operating_system_errors():
-                policy.save_lora(temporary)
+                policy.save_lora(temporary, point.lora)
                 save_file(point.optimizer, temporary / OPTIMIZER)
+                if point.trained is not None:
+                    save_file(point.trained, temporary / TRAINED)
+            files = [WEIGHT_NAME, OPTIMIZER, *([] if point.trained is None else [TRAINED])]
             body = {
                 "version": point.version,
                 "advantage": point.advantage,
@@ -69,10 +74,10 @@ def write(folder: Path, point: RecoveryPoint, policy: Policy) -> None:
                 "kl_weight": point.kl_weight,
                 "settings": point.settings,
                 "metrics": point.metrics,
-                "files": {name: digest_of(temporary / name) for name in (WEIGHT_NAME, OPTIMIZER)},
+                "files": {name: digest_of(temporary / name) for name in files},
             }
             (temporary / STATE).write_bytes(sealed(body))
-            for file in (WEIGHT_NAME, OPTIMIZER, STATE):
+            for file in (*files, STATE):
                 sync(temporary / file)
             sync(temporary)
             temporary.rename(folder)  # fails if somebody else was faster: a folder with files is never replaced
@@ -94,6 +99,7 @@ def read(folder: Path, version: Version) -> RecoveryPoint:
     return RecoveryPoint(
         version=version,
         lora=read_lora(folder, version),
+        trained=load_file(folder / TRAINED) if TRAINED in body["files"] else None,
         optimizer=load_file(folder / OPTIMIZER),
         advantage=body["advantage"],
         counters=body["counters"],

@@ -11,7 +11,8 @@ docs/algorithm.md has the equations beside the lines.
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -68,13 +69,17 @@ class Updater:
         self.halvings = 0
         self.non_finite_in_a_row = 0
 
-    def train(self, batch: Batch, advantages: np.ndarray) -> list[StepResult]:
-        """Takes the batch's optimizer steps; advantages: float32 [n].
+    def train(
+        self, batch: Batch, advantages: np.ndarray, sampling: Mapping[str, Tensor] | None = None
+    ) -> list[StepResult]:
+        """Takes the batch's optimizer steps; advantages: float32 [n]; sampling: the LoRA of the policy that samples,
+        where that follows slowly.
 
         Raises RunStopped at the third optimizer step in a row that is not finite, or if one pair does not fit into
         memory.
         """
-        steps = [self._with_before(batch, pairs) for pairs in self.objective.draw(batch)]
+        with self._as(sampling):
+            steps = [self._with_before(batch, pairs) for pairs in self.objective.draw(batch)]
         return [self._optimizer_step(batch, advantages, pairs) for pairs in steps]
 
     def _optimizer_step(self, batch: Batch, advantages: np.ndarray, pairs: Pairs) -> StepResult:
@@ -121,6 +126,21 @@ class Updater:
             raise UserError(f"{type(self.objective).__name__}.loss gave {given}; its docstring wants {wanted}.")
         (outputs["loss"].sum() / count).backward()
         return {name: values.detach().to(self.like) for name, values in outputs.items()}
+
+    @contextmanager
+    def _as(self, weights: Mapping[str, Tensor] | None) -> Iterator[None]:
+        """Inside, the policy has these LoRA weights; None: its own."""
+        own = {name: parameter.detach().clone() for name, parameter in self.parameters.items()} if weights else {}
+        try:
+            self._assign(weights or {})
+            yield
+        finally:
+            self._assign(own)
+
+    @torch.no_grad()
+    def _assign(self, weights: Mapping[str, Tensor]) -> None:
+        for name, weight in weights.items():
+            self.parameters[name].copy_(weight)
 
     @torch.no_grad()
     def _with_before(self, batch: Batch, pairs: Pairs) -> Pairs:

@@ -193,9 +193,9 @@ class Policy:
         layers = lora_file.read(path, network, source, self.family)
         lora.start_from(layers, self.family.network, self.model.lora, source)
 
-    def save_lora(self, folder: Path) -> None:
-        """Writes the LoRA as diffusers does, every bit, with its rank and alpha."""
-        lora.save(self.lora_state(), folder, self.model.lora, self.family)
+    def save_lora(self, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
+        """Writes the LoRA, or another state of it, as diffusers does: every bit, with its rank and alpha."""
+        lora.save(self.lora_state() if state is None else state, folder, self.model.lora, self.family)
 
     def _keep_gradients_in_float16_range(self) -> None:
         """Backward through a float16 network loses gradients below 6e-8, and those of a mean over C*H*W dimensions and

@@ -6,7 +6,9 @@ With r in [0, 1] how good a picture is, and what the networks say of the clean p
     negative = (1 + beta) * old - beta * new        is to give back the bad ones
     loss     = (r * error(positive) + (1 - r) * error(negative)) / beta
 
-Old is the policy before the batch's first update. An error is divided by its own mean absolute value, without a
+Old is the policy that samples. It follows the one that is trained slowly, old <- d old + (1 - d) new after each batch,
+and ever more slowly: d = min(follow_rise * batch, follow). With d = 0 it is the policy before the batch's first update.
+An error is divided by its own mean absolute value, without a
 gradient through that, so that no noise level is louder than another (as in the paper's public code).
 """
 
@@ -23,13 +25,27 @@ SMALLEST_SCALE = 1e-5
 
 
 class NegativeAware(CleanPictures):
-    """r = A / (2 * learner.advantage_clip) + 1/2."""
+    """r = A / (2 * learner.advantage_clip) + 1/2. follow, follow_rise: as in the paper's public code."""
 
-    def __init__(self, config: LearnerConfig, seed: int, beta: float = 1.0, levels: int = 3, passes: int = 1) -> None:
+    def __init__(
+        self,
+        config: LearnerConfig,
+        seed: int,
+        beta: float = 1.0,
+        follow: float = 0.5,
+        follow_rise: float = 0.001,
+        levels: int = 3,
+        passes: int = 1,
+    ) -> None:
         super().__init__(config, seed, levels, passes)
         if not beta > 0:
             raise UserError(f"beta={beta} must be above 0.")
-        self.beta = float(beta)
+        if not 0 <= follow < 1 or not follow_rise >= 0:
+            raise UserError(f"follow={follow} must lie in [0, 1) and follow_rise={follow_rise} must not be negative.")
+        self.beta, self.follow, self.follow_rise = float(beta), float(follow), float(follow_rise)
+
+    def following(self, number: int) -> float:
+        return min(self.follow_rise * number, self.follow)
 
     def before(self, policy: TrainablePolicy, batch: Batch, pairs: Pairs) -> Tensor:
         noised = self.noised(policy, batch, pairs)

@@ -98,7 +98,8 @@ class Objective(ABC):
         """The pairs of each of the batch's optimizer steps."""
 
     def before(self, policy: TrainablePolicy, batch: Batch, pairs: Pairs) -> Tensor | None:
-        """[n, ...] of what the loss has to know of the policy before the batch's first step; None: nothing."""
+        """[n, ...] of what the loss has to know of the policy that samples, before the batch's first step; None:
+        nothing. That is the policy that is trained, unless it is followed slowly (`following`)."""
         return None
 
     @abstractmethod
@@ -112,6 +113,11 @@ class Objective(ABC):
     def kl_to_base(self, policy: TrainablePolicy, batch: Batch, pairs: Pairs) -> Tensor | None:
         """KL(policy || base model) at n states of the batch, per dimension; None: not known."""
         return None
+
+    def following(self, number: int) -> float:
+        """How much of the weights that sampled batch `number` stays in those that sample after it: 0 is nothing, and
+        samplers always have the newest weights; of 1 - d is the trained policy, old <- d old + (1 - d) trained."""
+        return 0.0
 
     def metrics(self, batch: Batch, steps: Sequence[StepResult]) -> dict[str, float]:
         """Of the batch's optimizer steps, for people. A number that is not finite is left out."""

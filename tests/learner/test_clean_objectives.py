@@ -236,6 +236,28 @@ def test_of_two_pictures_the_policy_moves_to_the_one_that_is_rewarded_as_the_clo
     assert to_good < 0.2 * to_bad  # what the noise, of mean 0, leaves
 
 
+class Seen(NegativeAware):
+    """Notes the weights with which it is asked for what was before."""
+
+    def before(self, policy: Any, batch: Batch, pairs: Pairs) -> torch.Tensor:
+        self.weights = policy.theta.detach().clone()
+        return super().before(policy, batch, pairs)
+
+
+def test_old_is_the_policy_that_samples_and_the_trained_one_goes_on_from_its_own_weights() -> None:
+    policy, batch, other = toy(), batch_of(8), torch.full_like(THETA, 7.0)
+    made = Seen(config(lr=1e-6), SEED)
+    Updater(policy, made, made.config).train(batch, normal(8), {"theta": other})
+    assert torch.equal(made.weights, other)
+    torch.testing.assert_close(policy.theta.detach(), THETA, rtol=0, atol=1e-4)
+
+
+def test_samplers_follow_ever_more_slowly_up_to_a_bound() -> None:
+    made = NegativeAware(config(), SEED, follow=0.5, follow_rise=0.125)
+    assert [made.following(number) for number in (0, 1, 4, 100)] == [0, 0.125, 0.5, 0.5]
+    assert [kind(config(), SEED).following(100) for kind in ALL if kind is not NegativeAware] == [0, 0, 0]
+
+
 # ---- by name
 
 
@@ -246,6 +268,7 @@ def test_of_two_pictures_the_policy_moves_to_the_one_that_is_rewarded_as_the_clo
         ("awm", {"passes": 1.5}, "passes=1.5 must be a whole number of at least 1"),
         ("rwr_sparse", {"share": 0}, "share=0 must be above 0 and at most 1"),
         ("nft", {"beta": 0}, "beta=0 must be above 0"),
+        ("nft", {"follow": 1}, r"follow=1 must lie in \[0, 1\)"),
         ("nft", {"temperature": 1}, "do not fit nft"),
     ],
 )

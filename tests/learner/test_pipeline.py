@@ -196,10 +196,12 @@ def state_of(learner: Learner) -> dict[str, Any]:
     return {
         "version": learner.version,
         "lora": learner.policy.lora_state(),
+        "published": learner.published,
         "optimizer": optimizer_state(learner.updater.optimizer, learner.updater.parameters),
         "advantage": learner.advantage.state_dict(),
         "kl_weight": learner.objective.kl_weight,
         "optimizer_steps": learner.optimizer_steps,
+        "lr_halvings": learner.lr_halvings,
     }
 
 
@@ -217,10 +219,12 @@ def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
 def test_six_batches_equal_three_a_restart_and_three(config: Config, tmp_path: Path, objective: str) -> None:
     config.sampling.steps = 4
     config.learner.objective, config.learner.kl_weight = objective, 0.5
-    if steered := objective == "ddpo_is":
-        config.learner.kl_target = 1e-3  # so that the weight is another in every batch
+    config.learner.kl_target = 1e-3  # so that the weight is another in every batch
+    if objective == "nft":
+        config.learner.objective_args = {"follow_rise": 0.1}  # so that samplers never have what is trained
     whole = Learner(load(config), config)
-    metrics = [whole.train(make_batch(whole.policy, number)).metrics for number in range(6)]
+    metrics = [whole.train(make_batch(whole.policy, number), number > 3).metrics for number in range(6)]
+    assert (whole.sampling is not None) == (objective == "nft") and whole.lr_halvings == 1
 
     first = Learner(load(config), config)
     for number in range(3):
@@ -230,11 +234,25 @@ def test_six_batches_equal_three_a_restart_and_three(config: Config, tmp_path: P
     second = Learner(load(config), config)
     second.restore(tmp_path / "v3", first.version)
     assert_same(state_of(first), state_of(second))
-    resumed = [second.train(make_batch(second.policy, number)).metrics for number in range(3, 6)]
+    resumed = [second.train(make_batch(second.policy, number), number > 3).metrics for number in range(3, 6)]
     assert_same(state_of(whole), state_of(second))
     assert metrics[3:] == resumed
     assert whole.version.number == 6 and whole.optimizer_steps == 12
-    assert len({row["kl/weight"] for row in metrics}) == (6 if steered else 1)
+    assert len({row["kl/weight"] for row in metrics}) == 6
+
+
+def test_samplers_follow_the_trained_policy_as_slowly_as_the_objective_says(config: Config, tmp_path: Path) -> None:
+    config.learner.objective, config.learner.objective_args = "nft", {"follow": 0.5, "follow_rise": 0.3}
+    learner = Learner(load(config), config)
+    for number, stays in enumerate((0.0, 0.3, 0.5)):
+        old = learner.published
+        learner.train(make_batch(learner.policy, number))
+        for name, trained in learner.policy.lora_state().items():
+            torch.testing.assert_close(learner.published[name], stays * old[name] + (1 - stays) * trained)
+        assert learner.version.digest == lora.digest(learner.published)
+    learner.save(tmp_path / "v3")
+    assert lora.digest(lora.read_own(tmp_path / "v3")) == learner.version.digest  # what samplers are given
+    assert lora.digest(learner.policy.lora_state()) != learner.version.digest
 
 
 def test_version_0_is_saved_and_restored(config: Config, tmp_path: Path) -> None:
