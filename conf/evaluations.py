@@ -15,9 +15,12 @@ class EvaluationSet:
     every: int
     rewards: tuple[str, ...]
     sampling: SamplingConfig
+    lora_scale: float = 1.0  # another one: only the last version is evaluated
 
     def versions(self, batches: int) -> tuple[int, ...]:
         """Version 0, every `every`-th and the last."""
+        if self.lora_scale != 1:
+            return (batches,)
         return tuple(sorted({*range(0, batches, self.every), batches}))
 
 
@@ -35,7 +38,16 @@ def sets_of(config: Config) -> dict[str, EvaluationSet]:
             rewards if own.rewards is None else tuple(own.rewards),
             dataclasses.replace(config.sampling, **changed),
         )
+    order = config.buffer.order_size
+    half = order * max(1, first.count // 2 // order)  # of the first set's pairs
+    for scale in first.scales:
+        sets[scale_set(scale)] = EvaluationSet(None, half, first.every, rewards, config.sampling, scale)
     return sets
+
+
+def scale_set(scale: float) -> str:
+    """The name of the set that draws with the LoRA at this scale, such as "scale_25" for a quarter."""
+    return f"scale_{100 * scale:.0f}"
 
 
 def trained_rewards(config: Config) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ import functools
 import os
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -24,7 +24,7 @@ from conf import replay, typed_yaml
 from conf.names import check_name
 from conf.places import ROOT, anchored, write_out
 from conf.schema import Config
-from conf.settings import hint_of, is_text, section_type, settings, type_name, without_null
+from conf.settings import hint_of, holds_texts, is_text, section_type, settings, type_name
 from conf.texts import check_texts
 from prompts.sets import named_sets
 
@@ -272,7 +272,7 @@ def _check(layer: dict[str, Any], cls: type, prefix: str, where: str) -> None:
 
 def _check_leaf(key: str, value: Any, hint: Any, where: str) -> None:
     """One value against the type of its setting, by OmegaConf's own conversion of a lone field of that type."""
-    if key != "run.name" and (is_text(hint) or get_origin(without_null(hint)) is list):
+    if key != "run.name" and (is_text(hint) or holds_texts(hint)):
         _check_as_written(key, value, where)
     if type(value) is hint or (isinstance(value, str) and "${" in value):
         return  # an interpolation is converted when it is resolved

@@ -228,6 +228,9 @@ class EvaluationConfig:
     every: int = setting(10, "versions from one evaluation to the next", AT_LEAST_ONE)
     rewards: Texts | None = setting(None, "names of rewards; null: all, those that nobody trains on as well")
     grid: int = setting(16, "of a set's pictures, how many a sample grid shows", AT_LEAST_ONE)
+    scales: list[float] = setting(
+        [], "of the LoRA, between 0 and 1, in hundredths, at which half of the pairs are drawn by the last version"
+    )
     sets: dict[str, EvaluationSetConfig] = field(default_factory=dict)
 
 

@@ -100,6 +100,12 @@ def is_text(hint: Any) -> bool:
     return isinstance(plain, type) and issubclass(plain, str)
 
 
+def holds_texts(hint: Any) -> bool:
+    """Whether a setting of this type is a list of texts."""
+    plain = without_null(hint)
+    return get_origin(plain) is list and is_text(get_args(plain)[0])
+
+
 def type_name(hint: Any) -> str:
     """A type in words that need no Python."""
     origin, arguments = get_origin(hint), get_args(hint)

@@ -7,11 +7,11 @@ joiners of family emoji and of Indic scripts, variation selectors, soft hyphens,
 import dataclasses
 import unicodedata
 from collections.abc import Iterator
-from typing import Any, get_origin
+from typing import Any
 
 from common.errors import UserError, shown
 from conf.schema import Config
-from conf.settings import below, is_text, without_null
+from conf.settings import below, holds_texts, is_text, without_null
 
 STEERING = {
     "Cc": "a control character",
@@ -44,7 +44,7 @@ def check_texts(config: Config) -> None:
     for key, hint, text in _texts(dataclasses.asdict(config), Config):
         if key == "prompts.list":
             continue
-        belongs_to_us = is_text(hint) or get_origin(without_null(hint)) is list
+        belongs_to_us = is_text(hint) or holds_texts(hint)
         if belongs_to_us and not text.strip():
             null = "" if without_null(hint) is hint else ", or null for none"
             raise UserError(f"{key}={shown(text)} cannot be used: it is empty, give it a value{null}")

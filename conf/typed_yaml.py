@@ -11,7 +11,7 @@ import yaml
 from yaml.resolver import BaseResolver
 
 from common.errors import UserError, shown
-from conf.settings import below, is_text, without_null
+from conf.settings import below, holds_texts, is_text, without_null
 from conf.texts import unwritable
 
 TEXT = BaseResolver.DEFAULT_SCALAR_TAG
@@ -50,8 +50,7 @@ def read(source: str, hint: Any, what: str, verbatim: bool = False) -> Any:
     verbatim: an unquoted text must be the very signs of the source, and nothing may be left over: on a command line
     nobody means YAML's anchors, comments and folded lines. `what` begins the sentence of the UserError.
     """
-    holds_texts = get_origin(without_null(hint)) is list
-    if verbatim and holds_texts and (problem := unwritable(source)) is not None:
+    if verbatim and holds_texts(hint) and (problem := unwritable(source)) is not None:
         raise UserError(f"{what} holds {problem}: leave it out")
     try:
         loader = _Loader(source)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from common.errors import UserError, quoted, shown
-from conf.evaluations import FIRST, sets_of, trained_rewards
+from conf.evaluations import FIRST, scale_set, sets_of, trained_rewards
 from conf.names import check_different
 from conf.places import check_room_for_sockets
 from conf.prompts import resolve_prompts
@@ -98,6 +98,12 @@ def _check_names(config: Config) -> None:
         )
     check_different("rewards", config.rewards)
     check_different("evaluation.sets", [FIRST, *config.evaluation.sets])
+    for scale in config.evaluation.scales:
+        if not 0.01 <= scale <= 0.99 or abs(100 * scale - round(100 * scale)) > 1e-9:
+            raise UserError(f"evaluation.scales holds {scale:g}: give hundredths between 0 and 1, such as [0.25,0.5]")
+    scales = [scale_set(scale) for scale in config.evaluation.scales]
+    if len({*scales}) < len(scales) or {*scales} & {*config.evaluation.sets}:
+        raise UserError(f"evaluation.scales makes the sets {', '.join(scales)}: give each scale once, and rename yours")
     if FIRST in config.evaluation.sets:
         raise UserError(f"evaluation.sets.{FIRST}: evaluation.count and evaluation.every are that set's, rename yours")
     if not config.model.lora.targets:

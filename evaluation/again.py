@@ -31,7 +31,7 @@ class Again:
         if set_name not in sets:
             raise UserError(f"{run.path} has no evaluation set {set_name}: there are {', '.join(sets)}")
         one, config = sets[set_name], run.config
-        self.run = run
+        self.run, self.sampling = run, one.sampling
         plan = plan_of(config, (run.path / "prompts.txt").read_text(encoding="utf-8").splitlines())
         self.orders = plan.evaluation(Evaluation(0, set_name))
         self.rewards = [resolve(name, config.rewards[name].path, config.rewards[name].args) for name in one.rewards]
@@ -48,9 +48,8 @@ class Again:
             raise UserError(f"{self.run.path} has kept no LoRA of version {version}: there are {there}")
         folder = self.run.loras[version]
         self.policy.load_lora(folder, f"The run's LoRA {folder}")
-        state = self.policy.lora_state()
-        self.policy.load_lora_state({name: w * scale if ".lora_B." in name else w for name, w in state.items()})
-        made = [rollout(self.policy, order.prompts, order.seeds).images for order in self.orders]
+        policy = self.policy.with_sampling(self.sampling, scale)
+        made = [rollout(policy, order.prompts, order.seeds).images for order in self.orders]
         self.pictures = np.concatenate(made)
         tables = [
             _scored(images, order.prompts, order.seeds, self.rewards, self.combination, self.run)

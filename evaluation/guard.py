@@ -46,7 +46,8 @@ class Verdict:
 def best_by(config: Config) -> str:
     """The measure that names the best version."""
     trained = {*trained_rewards(config)}
-    further = [name for name, one in sets_of(config).items() if name != FIRST and trained <= {*one.rewards}]
+    sets = {name: one for name, one in sets_of(config).items() if name != FIRST and one.lora_scale == 1}
+    further = [name for name, one in sets.items() if trained <= {*one.rewards}]
     return config.guard.best_by or f"{[*further, FIRST][0]}/reward"
 
 

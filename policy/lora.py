@@ -71,6 +71,20 @@ def disabled(network: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(trainable[name])
 
 
+@contextmanager
+def scaled(network: nn.Module, scale: float) -> Iterator[None]:
+    """Inside, the LoRA counts by so much; at 0 `network` is the base model."""
+    layers = [module for module in network.modules() if isinstance(module, LoraLayer)]
+    before = [dict(layer.scaling) for layer in layers]
+    try:
+        for layer in layers:
+            layer.scaling = {adapter: scale * own for adapter, own in layer.scaling.items()}
+        yield
+    finally:
+        for layer, own in zip(layers, before, strict=True):
+            layer.scaling = own
+
+
 def _enable(network: nn.Module, enabled: bool) -> None:
     for module in network.modules():
         if isinstance(module, LoraLayer):

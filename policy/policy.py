@@ -36,6 +36,7 @@ class Policy:
         self.device = device
         self.prompts = PromptCache(lambda prompts: family.encode(prompts))
         self._gradient_scale = 1.0
+        self.lora_scale = 1.0  # of what `rollout` draws with
         self._sample_by(sampling)
 
     @classmethod
@@ -69,10 +70,12 @@ class Policy:
             policy._keep_gradients_in_float16_range()
         return policy
 
-    def with_sampling(self, sampling: SamplingConfig) -> "Policy":
-        """The same network, LoRA and prompts, with other steps or another guidance. Raises UserError as `load` does."""
+    def with_sampling(self, sampling: SamplingConfig, lora_scale: float = 1.0) -> "Policy":
+        """The same network, LoRA and prompts, with other steps, another guidance, or a LoRA that counts by so much in
+        rollouts. Raises UserError as `load` does."""
         other = copy.copy(self)
         other._sample_by(sampling)
+        other.lora_scale = lora_scale
         return other
 
     def _sample_by(self, sampling: SamplingConfig) -> None:
@@ -170,6 +173,12 @@ class Policy:
     def base(self) -> Iterator[None]:
         """Inside, the policy is the pretrained model, without LoRA: for the KL to it."""
         with lora.disabled(self.family.network):
+            yield
+
+    @contextmanager
+    def scaled(self) -> Iterator[None]:
+        """Inside, the LoRA counts by `lora_scale`."""
+        with lora.scaled(self.family.network, self.lora_scale) if self.lora_scale != 1 else nullcontext():
             yield
 
     def lora_parameters(self) -> dict[str, nn.Parameter]:

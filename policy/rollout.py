@@ -49,11 +49,12 @@ def rollout(policy: Policy, prompts: Sequence[str], seeds: Sequence[int]) -> Rol
     embeds = policy.encode(prompts)
     x = rounded(noise())
     latents, log_probs = [x], []
-    for i in range(policy.num_steps):
-        mean, std = policy.gaussian(x, torch.full((len(seeds),), i), embeds)
-        x = rounded(mean + std * noise())
-        log_probs.append(gaussian.log_prob(x, mean, std))
-        latents.append(x)
+    with policy.scaled():
+        for i in range(policy.num_steps):
+            mean, std = policy.gaussian(x, torch.full((len(seeds),), i), embeds)
+            x = rounded(mean + std * noise())
+            log_probs.append(gaussian.log_prob(x, mean, std))
+            latents.append(x)
     probabilities = torch.stack(log_probs, dim=1).cpu()
     _refuse_non_finite(probabilities, prompts, seeds)
     return Rollout(

@@ -1,10 +1,15 @@
 """What the report says of evaluations: the reward, each set's other measures, and what the guard saw."""
 
 import html
+import math
+from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from buffer.run_folder import RunFolder
+from conf.evaluations import scale_set
 from evaluation.guard import best_by, judge
 from evaluation.history import history
 from evaluation.measures import measures, reward_names
@@ -45,6 +50,45 @@ def of_set(run: RunFolder, name: str) -> str:
     return f'<div class="grid">{charts}</div>{_comparison_table(evaluations)}'
 
 
+def of_scales(run: RunFolder) -> str:
+    """A chart of each measure by the scale of the last version's LoRA; "" where no scale was evaluated."""
+    found = by_scale(run)
+    names = ["reward", *_names(found)] if found else []
+    values = {name: {scale: measures(rows).get(name) for scale, rows in found.items()} for name in names}
+    charts = "".join(
+        f'<div class="small"><h3>{html.escape(name)}</h3>{drawing}</div>'
+        for name, points in values.items()
+        if (drawing := chart([_scale_curve(name, points)], width=320, height=150, x_label="scale"))
+    )
+    return f'<div class="grid">{charts}</div>' if charts else ""
+
+
+def by_scale(run: RunFolder) -> dict[float, pa.Table]:
+    """Rows of the same pairs by the scale of the LoRA: 0 is the first version, 1 the last; empty without scales."""
+    scales = {scale: run.sets.get(scale_set(scale), {}) for scale in run.config.evaluation.scales}
+    last = max((version for tables in scales.values() for version in tables), default=None)
+    if last is None or not {min(run.evaluations), last} <= run.evaluations.keys():
+        return {}
+    found = {scale: tables[last] for scale, tables in scales.items() if last in tables}
+    pairs = {*_pairs(next(iter(found.values())))}
+
+    def of_pairs(rows: pa.Table) -> pa.Table:
+        return rows.filter(pa.array([pair in pairs for pair in _pairs(rows)]))
+
+    ends = {0.0: of_pairs(run.evaluations[min(run.evaluations)]), 1.0: of_pairs(run.evaluations[last])}
+    return dict(sorted((found | ends).items()))
+
+
+def _pairs(rows: pa.Table) -> list[tuple[str, int]]:
+    return list(zip(rows["prompt"].to_pylist(), rows["seed"].to_pylist(), strict=True))
+
+
+def _scale_curve(name: str, points: Mapping[float, np.ndarray | None]) -> Curve:
+    there = {scale: values for scale, values in points.items() if values is not None}
+    errors = [float(v.std(ddof=1)) / len(v) ** 0.5 if len(v) > 1 else math.nan for v in there.values()]
+    return Curve(name, list(there), [float(values.mean()) for values in there.values()], "points", errors)
+
+
 def guard(run: RunFolder) -> str:
     """Which version is the best, and what went wrong."""
     seen = history(run.metrics)
@@ -60,7 +104,7 @@ def guard(run: RunFolder) -> str:
     return f"<section><h2>Guard</h2><p>{best}</p>{rule}</section>"
 
 
-def _names(evaluations: dict[int, pa.Table]) -> list[str]:
+def _names(evaluations: Mapping[Any, pa.Table]) -> list[str]:
     """Measures of the first evaluation, but for the sum of rewards."""
     return [name for name in measures(evaluations[min(evaluations)]) if name != "reward"] if evaluations else []
 

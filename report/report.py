@@ -12,7 +12,7 @@ from string import Template
 from buffer.run_folder import RunFolder
 from common.files import write_atomically
 from common.terminal import print_anywhere
-from conf.evaluations import FIRST
+from conf.evaluations import FIRST, scale_set
 from report import evaluations, sections
 
 PAGE = Path(__file__).resolve().parent / "page.html"
@@ -28,7 +28,7 @@ def write_report(run_dir: Path) -> Path:
         pictures=pictures(run),
         reward=evaluations.reward_curve(run) + evaluations.of_first_set(run) + evaluations.guard(run),
         scales=scales(run),
-        sets="".join(further_set(run, name) for name in run.sets if name != FIRST),
+        sets="".join(further_set(run, name) for name in run.sets if name not in (FIRST, *_scale_sets(run))),
         curves=sections.curves(run),
         prompts=sections.prompts(run),
         time=sections.where_time_went(run),
@@ -68,14 +68,25 @@ def pictures(run: RunFolder) -> str:
 
 
 def scales(run: RunFolder) -> str:
-    """What `python -m evaluation` has drawn."""
+    """The last version with its LoRA at several scales, and what `python -m evaluation` has drawn."""
+    grids = {name: list(run.grids.get(name, {}).values()) for name in _scale_sets(run)}
+    figures = "".join(
+        _figure(_source(paths[-1]), f"the LoRA at {name.removeprefix('scale_')} %")
+        for name, paths in grids.items()
+        if paths
+    )
+    pictures = f'<div class="pair">{figures}</div>' if figures else ""
     drawing, grid = run.path / "scales" / "tradeoff.svg", run.path / "scales" / "pictures.png"
-    if not (drawing.exists() and grid.exists()):
-        return ""
-    source = f"data:image/svg+xml;base64,{base64.b64encode(drawing.read_bytes()).decode()}"
-    curve = f'<img src="{source}" alt="what is gained against what is lost">'
-    pictures = _figure(_source(grid), "the same prompts and seeds at each scale, a row each", "")
-    return f"<section><h2>By the LoRA's scale</h2>{curve}{pictures}</section>"
+    if drawing.exists() and grid.exists():
+        source = f"data:image/svg+xml;base64,{base64.b64encode(drawing.read_bytes()).decode()}"
+        pictures += f'<img src="{source}" alt="what is gained against what is lost">'
+        pictures += _figure(_source(grid), "the same prompts and seeds at each scale, a row each", "")
+    body = evaluations.of_scales(run) + pictures
+    return f"<section><h2>By the LoRA's scale</h2>{body}</section>" if body else ""
+
+
+def _scale_sets(run: RunFolder) -> list[str]:
+    return [scale_set(scale) for scale in run.config.evaluation.scales]
 
 
 def further_set(run: RunFolder, name: str) -> str:

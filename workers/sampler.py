@@ -10,8 +10,8 @@ from buffer.protocol import Buffer
 from buffer.schema import rollout_table
 from common.blame import describe, is_the_workers
 from common.clock import Clock
-from conf.evaluations import sets_of
-from conf.schema import Config, SamplingConfig
+from conf.evaluations import EvaluationSet, sets_of
+from conf.schema import Config
 from learner.objectives.objective import Needs
 from policy.policy import Policy
 from policy.rollout import NonFinite, Rollout, rollout
@@ -20,10 +20,11 @@ from policy.rollout import NonFinite, Rollout, rollout
 def policies_of(policy: Policy, config: Config) -> dict[str, Policy]:
     """By evaluation set, and "" for batches: one network with one LoRA, each sampled in its own way."""
 
-    def sampled_by(sampling: SamplingConfig) -> Policy:  # a schedule of its own reads the model's scheduler again
-        return policy if sampling == config.sampling else policy.with_sampling(sampling)
+    def of(one: EvaluationSet) -> Policy:  # a schedule of its own reads the model's scheduler again
+        same = one.sampling == config.sampling and one.lora_scale == 1
+        return policy if same else policy.with_sampling(one.sampling, one.lora_scale)
 
-    return {"": policy} | {name: sampled_by(one.sampling) for name, one in sets_of(config).items()}
+    return {"": policy} | {name: of(one) for name, one in sets_of(config).items()}
 
 
 class Sampler:

@@ -231,3 +231,18 @@ def test_half_precision_makes_nearly_the_same_pictures(model: ModelConfig, dtype
     full = rollout(load(model), PROMPTS, SEEDS)
     assert half.log_probs.dtype == np.float32 and half.latents.dtype == np.float32
     assert 0 < np.abs(half.images.astype(int) - full.images).mean() < 10
+
+
+def test_a_lora_at_a_scale_is_that_of_diffusers_and_leaves_the_others_alone(model: ModelConfig) -> None:
+    policy = load(model)
+    own = rollout(policy, PROMPTS, SEEDS)
+    half = rollout(policy.with_sampling(SamplingConfig(steps=6, guidance=3.0), 0.5), PROMPTS, SEEDS)
+    np.testing.assert_array_equal(rollout(policy, PROMPTS, SEEDS).latents, own.latents)
+    state = policy.lora_state()
+    policy.load_lora_state({name: 0.5 * value if "lora_B" in name else value for name, value in state.items()})
+    np.testing.assert_array_equal(rollout(policy, PROMPTS, SEEDS).latents, half.latents)
+    with policy.base():
+        base = rollout(policy, PROMPTS, SEEDS)
+    none = rollout(policy.with_sampling(SamplingConfig(steps=6, guidance=3.0), 0.0), PROMPTS, SEEDS)
+    np.testing.assert_allclose(none.latents, base.latents, atol=1e-5)
+    assert np.abs(half.latents - own.latents).max() > 0.1

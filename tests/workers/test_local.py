@@ -2,6 +2,7 @@
 
 import html
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from evaluation.history import history
 from policy.policy import Policy
 from policy.rollout import rollout
 from policy.source import WEIGHT_NAME
+from report.evaluations import by_scale
 from tests.run_files import assert_same_run
 from tests.running import small, user_reward
 from tests.running_local import kill_local, run_local
@@ -123,6 +125,23 @@ def test_a_second_set_has_prompts_reward_and_sampling_of_its_own_and_changes_no_
     assert (other.num_steps, policy.num_steps) == (2, 3)
     made = rollout(other, rows["prompt"].to_pylist()[:2], rows["seed"].to_pylist()[:2])
     np.testing.assert_array_equal(made.images.mean(axis=(1, 2, 3)).astype(np.float32), rows["mine"].to_numpy()[:2])
+
+
+def test_the_last_version_is_drawn_at_smaller_scales_of_its_lora(
+    model: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    done = run_local(*small(model, "run", "run.batches=4", "evaluation.scales=[0.25,0.5]"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(undisturbed, tmp_path / "runs" / "run")
+    run = RunFolder(tmp_path / "runs" / "run")
+    assert [list(run.sets[name]) for name in ("scale_25", "scale_50")] == [[4], [4]]
+    found = by_scale(run)
+    assert list(found) == [0.0, 0.25, 0.5, 1.0] and {len(rows) for rows in found.values()} == {2}
+    assert len({tuple(rows["seed"].to_pylist()) for rows in found.values()}) == 1
+    rewards = [rows["reward"].to_pylist() for rows in found.values()]
+    assert all(one != other for one, other in pairwise(rewards))
+    page = (run.path / "report.html").read_text()
+    assert "By the LoRA's scale" in page and "the LoRA at 25 %" in page and "Evaluation set scale" not in page
 
 
 BRIGHT = "return images.mean(axis=(1, 2, 3)).astype(np.float32)"
