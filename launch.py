@@ -51,9 +51,9 @@ def main(arguments: list[str]) -> int:
             OBJECTIVES.locate(f"learner.objective={config.learner.objective}", config.learner.objective)
         ADVANTAGES.locate(f"learner.advantage={config.learner.advantage}", config.learner.advantage)
         if config.run.replay:  # there is nothing for a cluster to do
-            from workers.local import run as run_here
+            from workers import local
 
-            print(f"finished: see {run_here(config, prompts)}/report.html")
+            print(local.ending(local.run(config, prompts), config))
             return 0
         from actors.run import run  # not above: Ray, torch and diffusers take ten seconds that a typo need not wait for
 

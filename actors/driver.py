@@ -243,7 +243,7 @@ class Driver:
             evaluating=news.evaluating,
             set_aside=sum(news.set_aside.values()),
             restarts=sum(self.fleet.restarts.values()),
-            notes=[*self.fleet.notes, *news.notes, *self.mirroring.notes, *self.publisher.verdict.sentences],
+            notes=[*self.fleet.notes, *news.notes, *self.mirroring.notes, *self.publisher.notes],
             mirror_behind=self.mirroring.behind,
             advice=self.advice,
             earlier=log.earlier_batches if self.epoch > 1 else None,

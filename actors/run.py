@@ -14,8 +14,7 @@ from conf.evaluations import sets_of
 from conf.resume import RunLock, check_resume, check_same, save_config
 from conf.schema import Config
 from conf.validate import cluster_fits, effective_gpus
-from evaluation.guard import best_by, judge, stops
-from evaluation.history import history
+from evaluation.history import why_stopped
 from evaluation.summary import compare, in_words
 from learner.registry import make_advantage, make_objective
 from mirror.mirror import Mirror
@@ -45,11 +44,13 @@ def run(config: Config, prompts: list[str]) -> None:
             print(scale.set_aside(run_dir, "it was left from before this start, ask again"))
         mirroring = Mirroring(mirror, rules_of(config).served)
         with mirroring, disk_stops_the_run(run_dir):
-            so_far = judge(history(RunFolder(run_dir).metrics), config.guard, best_by(config))
-            if why := stops(so_far, config.guard):
-                print(f"{run_dir} was stopped. {why}\nTo train on, give the same command with guard.action=note")
+            run = RunFolder(run_dir)
+            if (why := why_stopped(run, config)) and run.best is not None and (run_dir / "report.html").exists():
+                mirroring.start()
+                mirroring.finish()
+                print(f"{why}: the guard stops {run_dir}\nTo train on, give the same command with guard.action=note")
                 return
-            if RunFolder(run_dir).record.get("finished") != config.run.batches:
+            if run.record.get("finished") != config.run.batches:
                 train(config, prompts, run_dir, mirroring, checked)
                 return
             mirroring.start()

@@ -31,6 +31,7 @@ from conf.schema import Config
 BATCH = re.compile(r"b(\d+)\.e\d+\.\d+\.parquet")
 EVALUATION = re.compile(r"v(\d+)\.([\w-]+)\.e\d+\.\d+\.parquet")
 GRID = re.compile(r"v(\d+)\.([\w-]+)\.png")
+LORA = re.compile(r"v(\d{5,})")
 RECORD = "run.json"
 MEND = "put it back, or remove it, as all that it says is what took how long"
 
@@ -125,13 +126,16 @@ class RunFolder:
     @property
     def loras(self) -> dict[int, Path]:
         """Folders of the evaluated versions' LoRAs."""
-        return {int(path.name[1:]): path for path in sorted((self.path / "loras").glob("v[0-9]*"))}
+        return {int(version): path for (version,), path in self._newest("loras", LORA).items()}
 
     @property
     def best(self) -> int | None:
         """The version whose LoRA is in `lora_best/`, by the guard; None where there is none yet."""
-        note = self.path / "lora_best" / "version.json"
-        return int(json.loads(note.read_text(encoding="utf-8"))["version"]) if note.exists() else None
+        try:
+            note = json.loads((self.path / "lora_best" / "version.json").read_text(encoding="utf-8"))
+            return int(note["version"])
+        except (OSError, ValueError, KeyError, TypeError):  # being written, or somebody's own
+            return None
 
     @property
     def record(self) -> dict[str, Any]:

@@ -168,6 +168,10 @@ def _parse_override(text: str) -> tuple[list[str], Any]:
         raise UserError(
             f"{quoted(text)}: the experiment is the first word of the command, `python launch.py {shown(value)} ...`"
         )
+    for end in range(1, len(parts)):  # below a mapping of numbers a name may have dots
+        if get_args(hint_of(".".join(parts[:end]))) == (str, float):
+            parts = [*parts[:end], ".".join(parts[end:])]
+            break
     hint = hint_of(key)
     if is_text(hint):
         return parts, None if value == "null" else value
@@ -192,13 +196,15 @@ def merge(below: dict[str, Any], layer: dict[str, Any], where: str) -> dict[str,
 
 def _share_arguments(*objectives: str | None) -> bool:
     """Whether arguments that were given for one of these objectives are meant for the other, too."""
-    return len({*objectives}) == 1 or all((name or "ddpo_is").startswith("ddpo_") for name in objectives)
+    built_in = [name or "ddpo_is" for name in objectives]
+    return len({*objectives}) == 1 or all(name.startswith("ddpo_") and ":" not in name for name in built_in)
 
 
 def _over(below: Any, layer: Any) -> Any:
     if not (isinstance(below, dict) and isinstance(layer, dict)):
         return layer
-    return {**below, **{name: _over(below.get(name), value) for name, value in layer.items()}}
+    # An empty mapping takes away what is below.
+    return {**below, **{name: _over(below.get(name), value) if value != {} else {} for name, value in layer.items()}}
 
 
 def to_config(layer: dict[str, Any]) -> Config:

@@ -58,7 +58,7 @@ class RunConfig:
     dir: str = free("runs", "where run folders lie: the head's disk or a file system that all hosts share")
     seed: int = setting(0, "every random number of the run follows from it", NOT_NEGATIVE)
     batches: int = free(40, "how many batches to train; may be raised when resuming", AT_LEAST_ONE)
-    replay: Texts | None = setting(
+    replay: Texts | None = free(
         None, "folders of runs whose trajectories are trained on, and nothing is sampled: `python launch.py replay`"
     )
     mirror: str | None = free(
@@ -248,7 +248,9 @@ class GuardConfig:
 
     action: GuardAction = free(GuardAction.note, "note: only say so; slow: halve the learning rate; stop: end the run")
     best_by: str | None = free(
-        None, "names the best version, of which lora_best/ is; null: the first further set's reward, or train/reward"
+        None,
+        "names the best version, of which lora_best/ is; null: the reward of the further set that is evaluated most "
+        "often, or train/reward",
     )
     patience: int | None = free(
         None, "evaluations without a better version, and it acts; null: any number", or_null(AT_LEAST_ONE)

@@ -30,6 +30,7 @@ def validate(config: Config) -> None:
     _check_learner(config)
     _check_rewards(config)
     _check_guard(config)
+    _check_replay(config)
     _check_types(config)
     check_room_for_sockets(config)
     resolve_prompts(config.prompts)
@@ -211,6 +212,13 @@ def _check_rewards(config: Config) -> None:
             raise UserError(f"rewards.{name}.weight={reward.weight} is an exponent in a product: give 0 or more")
 
 
+def _check_replay(config: Config) -> None:
+    asked = [("run.mirror", config.run.mirror, None), ("learner.count", config.learner.count, 1)]
+    for key, value, fit in asked:
+        if config.run.replay and value != fit:
+            raise UserError(f"{key}={value} with a replay, which works in one process: leave it at {fit or 'null'}")
+
+
 def _check_guard(config: Config) -> None:
     sets, trained = sets_of(config), {*trained_rewards(config)}
     if missing := sorted(trained - {*sets[FIRST].rewards}):
@@ -228,8 +236,8 @@ def _check_guard(config: Config) -> None:
                 f"{', '.join(sets)}, and reward, diversity, or one of its rewards ({', '.join(sets[FIRST].rewards)})"
             )
     for name, limit in config.guard.max_fall.items():
-        if not limit > 0:
-            raise UserError(f"guard.max_fall of {name} is {limit:g}: give standard deviations above 0, such as 1.0")
+        if not isinstance(limit, float | int) or not limit > 0:
+            raise UserError(f"guard.max_fall of {name} is {shown(limit)}: give a number above 0, such as 1.0")
 
 
 def _check_types(config: Config) -> None:

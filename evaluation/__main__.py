@@ -16,15 +16,17 @@ from buffer.run_folder import RunFolder
 from common.errors import UserError, in_one_line
 from common.files import write_atomically
 from common.terminal import print_anywhere
-from conf.evaluations import FIRST, sets_of, trained_rewards
+from conf.evaluations import FIRST, sets_of
 from evaluation.again import Again, kept_or_last, run_folder
 from evaluation.measures import DIVERSITY, measures
 from evaluation.tradeoff import knee, table
+from policy.rollout import NonFinite
 from report.grids import grid
 from report.report import write_report
 from report.svg import Curve, figure
 
 SHOWN = 8  # pictures of each scale
+LARGEST = 10  # scale of a LoRA that may still draw a picture
 
 
 def main(arguments: list[str]) -> int:
@@ -38,7 +40,7 @@ def main(arguments: list[str]) -> int:
     try:
         for run in [run_folder(path) for path in args.runs]:
             evaluate(run, args.set, args.version, _scales(args.scales), args.against)
-    except UserError as reason:
+    except (UserError, NonFinite) as reason:
         print(f"evaluation: {in_one_line(reason)}", file=sys.stderr)
         return 2
     return 0
@@ -51,7 +53,7 @@ def evaluate(run: RunFolder, name: str, version: int | None, scales: list[float]
     for scale in scales:
         found[f"{scale:g}"] = measures(again.at(version, scale))
         pictures.append(again.pictures[:SHOWN])
-    names = list(dict.fromkeys(measure for each in found.values() for measure in each))
+    names = [measure for measure in next(iter(found.values())) if all(measure in each for each in found.values())]
     print(f"{run.path}, version {version} on {name}, by the LoRA's scale\n\n{table(names, found)}\n")
     gained, lost = _axes(run, name, names, against)
     means = {measure: [float(each[measure].mean()) for each in found.values()] for measure in (gained, lost)}
@@ -73,7 +75,7 @@ def evaluate(run: RunFolder, name: str, version: int | None, scales: list[float]
 def _axes(run: RunFolder, name: str, names: list[str], against: str | None) -> tuple[str, str]:
     """What is gained, and what may be lost for it. Raises UserError if there are no two."""
     gained = "reward" if "reward" in names else names[0]
-    trained = {gained, *trained_rewards(run.config)}
+    trained = {gained, *(reward for reward, own in run.config.rewards.items() if own.weight)}
     untrained = {*sets_of(run.config)[name].rewards, DIVERSITY} - trained
     others = [measure for measure in names if measure in untrained]
     if against is not None and against not in names:
@@ -88,9 +90,12 @@ def _axes(run: RunFolder, name: str, names: list[str], against: str | None) -> t
 
 def _scales(text: str) -> list[float]:
     try:
-        return [float(part) for part in text.split(",")]
+        scales = sorted({float(part) for part in text.split(",")})
     except ValueError as error:
         raise UserError(f"--scales={text} are no numbers by commas, such as 0,0.5,1") from error
+    if not all(0 <= scale <= LARGEST for scale in scales) or len({f"{scale:g}" for scale in scales}) < len(scales):
+        raise UserError(f"--scales={text} must lie between 0 and {LARGEST}, each another: such as 0,0.5,1")
+    return scales
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from buffer.rows import Combination
 from buffer.run_folder import RunFolder
 from buffer.settings import combination_of, plan_of
 from common.errors import UserError
+from common.precision import exact_float32
 from conf.evaluations import sets_of
 from policy.policy import Policy
 from policy.rollout import rollout
@@ -32,7 +33,11 @@ class Again:
             raise UserError(f"{run.path} has no evaluation set {set_name}: there are {', '.join(sets)}")
         one, config = sets[set_name], run.config
         self.run, self.sampling = run, one.sampling
-        plan = plan_of(config, (run.path / "prompts.txt").read_text(encoding="utf-8").splitlines())
+        prompts = run.path / "prompts.txt"
+        if not prompts.is_file():
+            raise UserError(f"{run.path} has lost its prompts.txt: put it back")
+        exact_float32()
+        plan = plan_of(config, prompts.read_text(encoding="utf-8").splitlines())
         self.orders = plan.evaluation(Evaluation(0, set_name))
         self.rewards = [resolve(name, config.rewards[name].path, config.rewards[name].args) for name in one.rewards]
         self.combination = combination_of(config)

@@ -48,7 +48,7 @@ def best_by(config: Config) -> str:
     trained = {*trained_rewards(config)}
     sets = {name: one for name, one in sets_of(config).items() if name != FIRST and one.lora_scale == 1}
     further = [name for name, one in sets.items() if trained <= {*one.rewards}]
-    return config.guard.best_by or f"{[*further, FIRST][0]}/reward"
+    return config.guard.best_by or f"{min(further, key=lambda name: sets[name].every, default=FIRST)}/reward"
 
 
 def judge(history: Sequence[Seen], config: GuardConfig, best_by: str) -> Verdict:
@@ -73,6 +73,8 @@ def judge(history: Sequence[Seen], config: GuardConfig, best_by: str) -> Verdict
     evaluated = {name.split("/")[0] for name in known}
     watched = dict.fromkeys((best_by, *config.max_fall))
     unknown = [name for name in watched if name not in known and name.split("/")[0] in evaluated]
+    if config.max_kl is not None and len(history) > 1 and all(seen.kl is None for seen in history):
+        unknown.append("kl/base")
     return Verdict(best, wrong, unknown)
 
 

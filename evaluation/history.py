@@ -1,8 +1,11 @@
 """What a run's metrics say of each evaluated version: the guard's view of a run, under way or finished."""
 
+import math
 from collections.abc import Iterable, Mapping
 
-from evaluation.guard import Measured, Seen
+from buffer.run_folder import RunFolder
+from conf.schema import Config
+from evaluation.guard import Measured, Seen, Verdict, best_by, judge, stops
 
 
 def history(rows: Iterable[Mapping[str, float]]) -> list[Seen]:
@@ -14,11 +17,23 @@ def history(rows: Iterable[Mapping[str, float]]) -> list[Seen]:
     measured: dict[int, dict[str, Measured]] = {}
     kl: dict[int, float] = {}
     for row in rows:
-        if "batch" in row and "kl/base" in row:
-            kl[int(row["batch"]) + 1] = row["kl/base"]
+        if "batch" in row and (kl or "kl/base" in row):  # a KL that is not finite has no place in a row
+            kl[int(row["batch"]) + 1] = row.get("kl/base", math.inf)
         for key, mean in row.items():
             if key.startswith("evaluation/") and key.endswith("/mean"):
-                _, name, measure, _ = key.split("/")
-                std = row.get(f"evaluation/{name}/{measure}/std", 0.0)
-                measured.setdefault(int(row["version"]), {})[f"{name}/{measure}"] = Measured(mean, std)
+                name = key.removeprefix("evaluation/").removesuffix("/mean")  # <set>/<measure>
+                std = row.get(f"evaluation/{name}/std", 0.0)
+                measured.setdefault(int(row["version"]), {})[name] = Measured(mean, std)
     return [Seen(version, measured[version], kl.get(version)) for version in sorted(measured)]
+
+
+def verdict(rows: Iterable[Mapping[str, float]], config: Config) -> Verdict:
+    """What the guard of `config` says of these rows of metrics.jsonl."""
+    return judge(history(rows), config.guard, best_by(config))
+
+
+def why_stopped(run: RunFolder, config: Config) -> str:
+    """Why the guard of `config` ends the run; "" where it is finished, or may go on."""
+    if run.record.get("finished") == config.run.batches:
+        return ""
+    return stops(verdict(run.metrics, config), config.guard)

@@ -8,6 +8,7 @@ diversity            of each prompt with two pictures or more: how far apart the
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 DIVERSITY, EMBEDDING = "diversity", ".embedding"  # of a column of vectors, such as clip_score's
 
@@ -27,6 +28,8 @@ def reward_names(rows: pa.Table) -> list[str]:
 def measures(rows: pa.Table) -> dict[str, np.ndarray]:
     """float64 [n] each, in the order of rows, without pictures that have none; a measure without any value is left
     out."""
+    if "set_aside" in rows.column_names:
+        rows = rows.filter(pc.is_null(rows["set_aside"]))
     names = reward_names(rows)
     further = [
         field.name
@@ -36,7 +39,8 @@ def measures(rows: pa.Table) -> dict[str, np.ndarray]:
         and (pa.types.is_floating(field.type) or pa.types.is_boolean(field.type))
     ]
     values = {name: rows[name].drop_null().cast(pa.float64()).to_numpy() for name in ("reward", *names, *further)}
-    embedded = next((field.name for field in rows.schema if field.name.endswith(EMBEDDING)), None)
+    of_vectors = (field.name for field in rows.schema if field.name.endswith(EMBEDDING) and _is_vector(field.type))
+    embedded = next(of_vectors, None)
     if embedded is not None:
         values[DIVERSITY] = diversity(rows["prompt"].to_pylist(), rows[embedded].to_pylist())
     return {name: each for name, each in values.items() if len(each)}
@@ -45,13 +49,20 @@ def measures(rows: pa.Table) -> dict[str, np.ndarray]:
 def diversity(prompts: list[str], embeddings: list[list[float] | None]) -> np.ndarray:
     """float64 [prompts with at least two pictures]: the mean of 1 - cosine over all pairs of a prompt's pictures.
 
-    0 where all pictures of a prompt are alike. embeddings: one a picture; None of those that are set aside.
+    0 where all pictures of a prompt are alike. embeddings: one a picture. What is no direction (None, zeros, a number
+    that is missing or not finite, another length than the first) has no distance.
     """
-    of_prompt: dict[str, list[list[float]]] = {}
+    of_prompt: dict[str, list[np.ndarray]] = {}
+    length = next((len(embedding) for embedding in embeddings if embedding), 0)
     for prompt, embedding in zip(prompts, embeddings, strict=True):
-        if embedding is not None:
-            of_prompt.setdefault(prompt, []).append(embedding)
+        vector = np.array(embedding or [], np.float64)
+        if len(vector) == length and np.isfinite(vector).all() and vector.any():
+            of_prompt.setdefault(prompt, []).append(vector)
     return np.array([_mean_distance(np.array(group)) for group in of_prompt.values() if len(group) > 1])
+
+
+def _is_vector(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) and pa.types.is_floating(kind.value_type))
 
 
 def _mean_distance(embeddings: np.ndarray) -> float:

@@ -12,7 +12,8 @@ from learner.paths import ADVANTAGES, OBJECTIVES
 
 def objective_name(config: Config) -> str:
     """As learner.objective says, or else what suits the age of the data."""
-    return config.learner.objective or ("ddpo_decoupled" if config.buffer.max_staleness > 1 else "ddpo_is")
+    old_data = config.buffer.max_staleness > 1 or bool(config.run.replay)
+    return config.learner.objective or ("ddpo_decoupled" if old_data else "ddpo_is")
 
 
 def make_objective(config: Config) -> Objective:

@@ -40,7 +40,8 @@ from mirror.remote import ERRORS, Remote, first_line
 
 # Besides what the state names: what a person expects in a run folder, and metrics that lead up to the HEAD.
 SETTINGS = ("config.yaml", "prompts.txt")
-LORAS = ("lora/*.safetensors", "loras/*/*.safetensors", "lora_best/*.safetensors", "lora_best/version.json")
+# The note before the weights: one that is older than they are is mended, and the other way round it would not be.
+LORAS = ("lora/*.safetensors", "loras/*/*.safetensors", "lora_best/version.json", "lora_best/*.safetensors")
 CURRENT = (*SETTINGS, "metrics.jsonl", "run.json", "report.html", "samples/*.png", *LORAS)
 
 Copy = tuple[str, str]  # (path in the mirror, sha256)

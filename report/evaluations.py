@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from buffer.run_folder import RunFolder
 from conf.evaluations import scale_set
-from evaluation.guard import best_by, judge
-from evaluation.history import history
+from evaluation.guard import best_by
+from evaluation.history import history, verdict
 from evaluation.measures import measures, reward_names
 from evaluation.summary import compare_tables, curve
 from report.sections import MEAN_REWARD, series, signed, table
@@ -91,14 +91,12 @@ def _scale_curve(name: str, points: Mapping[float, np.ndarray | None]) -> Curve:
 
 def guard(run: RunFolder) -> str:
     """Which version is the best, and what went wrong."""
-    seen = history(run.metrics)
-    if not seen:
+    if not history(run.metrics):
         return ""
-    measure = best_by(run.config)
-    verdict = judge(seen, run.config.guard, measure)
-    best = f"The best version is {verdict.best}, by <code>{html.escape(measure)}</code>"
-    best += ": its LoRA is in <code>lora_best/</code>." if (run.path / "lora_best").is_dir() else "."
-    wrong = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in verdict.sentences)
+    found = verdict(run.metrics, run.config)
+    best = f"The best version is {found.best}, by <code>{html.escape(best_by(run.config))}</code>"
+    best += ": its LoRA is in <code>lora_best/</code>." if run.best == found.best else "."
+    wrong = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in found.sentences)
     action = {"stop": "the run is ended", "slow": "the learning rate is halved", "note": "it is only said"}
     rule = f"<p>Where something goes wrong {action[run.config.guard.action]}:</p><ul>{wrong}</ul>" if wrong else ""
     return f"<section><h2>Guard</h2><p>{best}</p>{rule}</section>"

@@ -17,8 +17,7 @@ from pathlib import Path
 from buffer.run_folder import RunFolder
 from common.errors import RunStopped
 from conf.load import load
-from evaluation.guard import best_by, judge, stops
-from evaluation.history import history
+from evaluation.history import why_stopped
 
 ROOT = Path(__file__).resolve().parent.parent
 ONE_THREAD = ("learner.threads=1", "samplers.threads=1")
@@ -41,8 +40,7 @@ def is_over(cell: Cell, folder: Path) -> bool:
     if not (run.path / "config.yaml").exists():
         return False
     config = load(cell.command(folder))
-    verdict = judge(history(run.metrics), config.guard, best_by(config))
-    return run.record.get("finished") == config.run.batches or bool(stops(verdict, config.guard))
+    return run.record.get("finished") == config.run.batches or bool(why_stopped(run, config))
 
 
 def make(cells: Sequence[Cell], folder: Path, at_once: int | None = None) -> None:

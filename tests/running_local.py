@@ -36,13 +36,13 @@ def _in_this_process(
     main: Callable[[list[str]], int], arguments: tuple[str, ...], cwd: Path
 ) -> subprocess.CompletedProcess[str]:
     output, errors = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors), _as_in_a_process_of_its_own(cwd):
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors), as_in_a_process_of_its_own(cwd):
         code = main([*arguments])
     return subprocess.CompletedProcess(arguments, code, output.getvalue(), errors.getvalue())
 
 
 @contextmanager
-def _as_in_a_process_of_its_own(cwd: Path) -> Iterator[None]:
+def as_in_a_process_of_its_own(cwd: Path) -> Iterator[None]:
     """Started in `cwd`: what lies there is imported anew, and what a run sets for its process is set back."""
     threads, path = torch.get_num_threads(), [*sys.path]
     try:

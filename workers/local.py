@@ -15,9 +15,11 @@ from pathlib import Path
 import torch
 
 from buffer.buffer import TrajectoryBuffer
+from buffer.run_folder import RunFolder
 from buffer.settings import combination_of, plan_of, rules_of
 from common.clock import Clock
 from common.errors import RunStopped, UserError, in_one_line
+from common.files import disk_stops_the_run
 from common.precision import exact_float32
 from common.terminal import print_anywhere
 from conf.load import load
@@ -25,11 +27,12 @@ from conf.prompts import prompts_of_run
 from conf.resume import RunLock, check_resume, save_config
 from conf.schema import Config
 from conf.validate import validate
+from evaluation.history import why_stopped
 from learner.learner import Learner
 from policy.policy import Policy
 from report.record import by_place, record_end, record_sitting
 from report.report import write_report
-from rewards.base import try_out
+from rewards.base import NamedReward, try_out
 from rewards.registry import resolve
 from workers.publisher import Publisher
 from workers.replay import Replay
@@ -49,15 +52,12 @@ def run(config: Config, prompts: Sequence[str]) -> Path:
     device, started = "cuda" if torch.cuda.is_available() else "cpu", time.time()
     run_dir = Path(config.run.dir) / config.run.name
     with RunLock(run_dir), ExitStack() as closing:  # whatever ends the run, in a notebook, too
+        closing.enter_context(disk_stops_the_run(run_dir))
         check_resume(run_dir, config, list(prompts))
         learner = Learner.load(config, device)
         policy = Policy.load(config.model, config.sampling, config.run.seed, device, trainable=False)
-        rewards = [resolve(name, reward.path, reward.args) for name, reward in config.rewards.items()]
-        for reward in rewards:
-            try_out(reward, prompts, policy.image_size)
-
-        needs = learner.objective.needs
-        replay = Replay(config, needs) if config.run.replay else None
+        rewards = _tried_rewards(config, prompts, policy.image_size)
+        replay = Replay(config, learner.objective.needs) if config.run.replay else None
         stored, scores = (replay.rollout, replay.scores) if replay else (None, None)
         plan = replay.plan(config, prompts) if replay else plan_of(config, prompts)
         save_config(run_dir, config, list(prompts))
@@ -67,7 +67,7 @@ def run(config: Config, prompts: Sequence[str]) -> Path:
         closing.callback(publisher.close)
         clocks = {"learner-0.0": Clock(), "sampler-0.0": Clock()} | {f"reward-{r.name}-0.0": Clock() for r in rewards}
         trainer = Trainer("learner-0.0", learner, buffer, run_dir, clocks["learner-0.0"])
-        policies, clock = policies_of(policy, config), clocks["sampler-0.0"]
+        policies, needs, clock = policies_of(policy, config), learner.objective.needs, clocks["sampler-0.0"]
         sampler = Sampler("sampler-0.0", policies, needs, buffer, lambda weights: weights, clock, stored)
         workers: list[tuple[Sampler | Scorer | Trainer, int]] = [(sampler, config.samplers.threads)]
         for reward in rewards:
@@ -77,6 +77,8 @@ def run(config: Config, prompts: Sequence[str]) -> Path:
 
         trainer.begin()
         sampler.begin()
+        if replay:
+            replay.check(publisher.log.rows)  # of the batch before, where it ended there
         while not (buffer.finished or publisher.stops):
             publisher.step(buffer.news())
             buffer.slow(publisher.lr_halvings)
@@ -88,7 +90,7 @@ def run(config: Config, prompts: Sequence[str]) -> Path:
                 except NothingScored:  # a new process would try next, and here is only this one
                     found_work.append(True)
             if replay:
-                replay.check(learner.metrics)
+                replay.check(publisher.log.rows)
             assert any(found_work), f"nobody has anything to do: {buffer.news()}"
         publisher.step(buffer.news())
         publisher.save_lora()
@@ -99,11 +101,24 @@ def run(config: Config, prompts: Sequence[str]) -> Path:
     return run_dir
 
 
+def _tried_rewards(config: Config, prompts: Sequence[str], image_size: tuple[int, int]) -> list[NamedReward]:
+    rewards = [resolve(name, reward.path, reward.args) for name, reward in config.rewards.items()]
+    for reward in rewards:
+        try_out(reward, prompts, image_size)
+    return rewards
+
+
+def ending(run_dir: Path, config: Config) -> str:
+    """How a run ended, in words."""
+    how = why_stopped(RunFolder(run_dir), config)
+    return f"{how or 'finished'}: see {run_dir}/report.html"
+
+
 def main(arguments: list[str]) -> int:
     print_anywhere()
     try:
         config = load(arguments)
-        print(f"finished: see {run(config, prompts_of_run(config))}/report.html")
+        print(ending(run(config, prompts_of_run(config)), config))
     except (UserError, RunStopped) as reason:
         print(f"workers.local: {in_one_line(reason)}", file=sys.stderr)
         return 2

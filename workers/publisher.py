@@ -6,6 +6,7 @@ a finished evaluation            its row, its grid of pictures, the guard's verd
 """
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,7 +23,7 @@ from common.files import write_atomically
 from conf.evaluations import sets_of
 from conf.schema import Config
 from evaluation import guard
-from evaluation.history import history
+from evaluation.history import verdict
 from evaluation.measures import measures
 from learner import recovery
 from monitoring.metrics import MetricsLog
@@ -59,7 +60,8 @@ class Publisher:
         self.log = MetricsLog(run_dir, trained)
         self.shared: dict[Version, Any] = {}  # of the versions that somebody may still ask for
         self.evaluated = {v for one in sets_of(config).values() for v in one.versions(config.run.batches)}
-        self.verdict = self._judge()
+        self.verdict = verdict(self.log.rows, self.config)
+        self.gone: list[str] = []
 
     def step(self, news: News, more: Callable[[int], Mapping[str, float]] = lambda trained: {}) -> None:
         """more: further numbers for the row of the last of so many trained batches. Raises UserError if the recovery
@@ -70,6 +72,13 @@ class Publisher:
         for evaluated in news.evaluations:
             if evaluated not in self.log.evaluated:
                 self._record_evaluation(evaluated)
+        if self.log.evaluated:
+            self._keep_best()
+
+    @property
+    def notes(self) -> list[str]:
+        """What the guard has to say, in sentences."""
+        return [*self.verdict.sentences, *self.gone]
 
     @property
     def lr_halvings(self) -> int:
@@ -95,8 +104,8 @@ class Publisher:
         temporary = folder / "writing.tmp"
         with recovery.operating_system_errors():
             lora.export(weights, temporary, self.config.model.lora, family_of(self.config.model))
-        (temporary / WEIGHT_NAME).replace(folder / WEIGHT_NAME)
-        temporary.rmdir()
+        write_atomically(folder / WEIGHT_NAME, (temporary / WEIGHT_NAME).read_bytes())
+        shutil.rmtree(temporary)
 
     def _publish(
         self, version: Version, recovery_point: str, news: News, more: Callable[[int], Mapping[str, float]]
@@ -131,21 +140,20 @@ class Publisher:
         for name, values in measures(rows).items():
             row |= {f"{name}/mean": float(values.mean()), f"{name}/std": float(values.std())}
         self.log.add_evaluation(evaluation, row)
-        self.verdict = self._judge()
-        self._keep_best()
-
-    def _judge(self) -> guard.Verdict:
-        return guard.judge(history(self.log.rows), self.config.guard, guard.best_by(self.config))
+        self.verdict = verdict(self.log.rows, self.config)
 
     def _keep_best(self) -> None:
-        """Copies the best version's LoRA to `lora_best/`, and says there which version that is."""
-        folder = self.run_dir / "lora_best"
+        """Copies the best version's LoRA to `lora_best/`, and says there which version that is; once for each."""
+        folder, best = self.run_dir / "lora_best", self.run_dir / lora_path(self.verdict.best) / WEIGHT_NAME
         says = json.dumps({"version": self.verdict.best, "by": guard.best_by(self.config)}) + "\n"
         note = folder / "version.json"
         if note.exists() and note.read_text(encoding="utf-8") == says:
             return
+        if not best.exists():
+            gone = f"{best} is gone, so lora_best/ is not of version {self.verdict.best}, which is the best"
+            self.gone = [gone]
+            return
         folder.mkdir(exist_ok=True)
         note.unlink(missing_ok=True)  # so that it never stands beside another version's weights
-        best = self.run_dir / lora_path(self.verdict.best) / WEIGHT_NAME
         write_atomically(folder / WEIGHT_NAME, best.read_bytes())
         write_atomically(note, says)

@@ -8,7 +8,7 @@ out and scored: their orders are filled with stored trajectories and their store
 each in an order of its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +24,7 @@ from buffer.state import File, work_of
 from buffer.store import read_arrow
 from common.errors import RunStopped, UserError
 from conf.evaluations import trained_rewards
+from conf.places import by_name
 from conf.schema import Config
 from learner.objectives.objective import Needs
 from policy.rollout import Rollout
@@ -43,7 +44,7 @@ class Stored:
     images: File
     latents: File
     row: int  # within both
-    scores: dict[str, object]  # by column: a reward, or "<reward>.<column>"
+    scores: dict[str, float]  # by reward
 
 
 class Replay:
@@ -61,12 +62,13 @@ class Replay:
                 f"trajectories, fewer than a batch ({config.buffer.batch_size}): a run keeps those of its last "
                 "buffer.keep_batches batches, so raise that in a run that is to be replayed"
             )
-        first = self.stored[0]
-        if needs == "steps" and "log_probs" not in self._table(first.run, first.latents):
-            raise UserError(
-                f"{self.runs[0].path} has kept last latents alone, as its objective needed no paths: replay it with a "
-                "loss on clean pictures, such as learner.objective=rwr"
-            )
+        self.latents_dtype = np.dtype(config.sampling.latents_dtype.value)  # one, from whatever runs they come
+        for run, latents in {one.run: one.latents for one in self.stored}.items():
+            if needs == "steps" and "log_probs" not in self._table(run, latents):
+                raise UserError(
+                    f"{self.runs[run].path} has kept last latents alone, as its objective needed no paths: replay it "
+                    "with a loss on clean pictures, such as learner.objective=rwr"
+                )
         self.order: tuple[int, ...] = ()
 
     def plan(self, config: Config, prompts: Sequence[str]) -> Plan:
@@ -88,7 +90,7 @@ class Replay:
         def column(name: str) -> np.ndarray:
             return np.stack([tensors[name] for tensors in found])
 
-        latents = column("latents")
+        latents = column("latents").astype(self.latents_dtype, copy=False)
         none = np.empty((len(found), 0), np.float32)
         path = self.needs == "steps"
         return Rollout(
@@ -99,22 +101,20 @@ class Replay:
         )
 
     def scores(self, reward: str, trajectory_ids: Sequence[int]) -> pa.Table:
-        """Stored scores, as a scorer hands them in."""
-        columns: dict[str, list[object]] = {}
-        chosen = [self.stored[self.order[trajectory_id]].scores for trajectory_id in trajectory_ids]
-        for name in chosen[0]:
-            if name.split(".")[0] == reward:
-                columns[name.removeprefix(f"{reward}.") if "." in name else "score"] = [one.get(name) for one in chosen]
-        scores = pa.array(columns.pop("score"), pa.float32())
-        return pa.table({"trajectory_id": pa.array(trajectory_ids, pa.int64()), "score": scores, **columns})
+        """Stored scores, as a scorer hands them in, without what a reward stored beside them."""
+        scores = [self.stored[self.order[trajectory_id]].scores[reward] for trajectory_id in trajectory_ids]
+        return pa.table(
+            {"trajectory_id": pa.array(trajectory_ids, pa.int64()), "score": pa.array(scores, pa.float32())}
+        )
 
-    def check(self, metrics: dict[str, float]) -> None:
-        """Raises RunStopped where a policy gradient hardly learns from these paths."""
-        if metrics.get("ess/step", 1.0) < LEAST_ESS:
+    def check(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """Raises RunStopped where a policy gradient hardly learns from these paths. rows: of metrics.jsonl."""
+        share = next((row["ess/step"] for row in reversed(rows) if "ess/step" in row), 1.0)
+        if share < LEAST_ESS:
             raise RunStopped(
-                f"The effective sample size of a denoising step is {metrics['ess/step']:.2g} of the batch: the paths "
-                "are of policies too far from the one that is trained, and a few of them count for all. Take a loss "
-                "on clean pictures (learner.objective=rwr, nft or awm), or replay earlier batches."
+                f"The effective sample size of a denoising step is {share:.2g} of the batch: the paths are of policies "
+                "too far from the one that is trained, and a few of them count for all. Take a loss on clean pictures "
+                "(learner.objective=rwr, nft or awm), or replay other runs."
             )
 
     @lru_cache(maxsize=ORDERS_AT_HAND)  # noqa: B019  (a run has one Replay, and it lives as long as the run)
@@ -142,8 +142,15 @@ def _opened(path: Path, config: Config, needs: Needs) -> RunFolder:
     for name, there, here in same:
         if there != here:
             raise UserError(f"{path} was made with {name} {there}, and this replay has {here}: replay it by itself")
-    if missing := [name for name in trained_rewards(config) if name not in theirs.rewards]:
-        raise UserError(f"{path} has no scores of {', '.join(missing)}: it was rewarded by {', '.join(theirs.rewards)}")
+    for name in trained_rewards(config):
+        if name not in trained_rewards(theirs):
+            raise UserError(f"{path} has no scores of {name}: it was trained on {', '.join(trained_rewards(theirs))}")
+        there, here = (each.rewards[name] for each in (theirs, config))
+        if (by_name(there.path), there.args) != (by_name(here.path), here.args):
+            raise UserError(
+                f"{path} has scores of another reward {name}, {there.path} {there.args} and not {here.path} "
+                f"{here.args}: replay it by itself"
+            )
     return run
 
 
@@ -154,12 +161,14 @@ def _stored(place: int, run: RunFolder, rewards: Sequence[str]) -> list[Stored]:
         rows_of.setdefault(str(row["order_id"]), []).append(row)
     for order_id, rows in rows_of.items():
         rollout = work_of(run.state, order_id).rollout
-        if rollout is None or rollout.latents is None or not (run.path / rollout.latents.path).exists():
+        if rollout is None or rollout.latents is None:
+            continue
+        if not all((run.path / file.path).exists() for file in (rollout.images, rollout.latents)):
             continue
         first = min(int(str(row["trajectory_id"])) for row in rows)
         for row in rows:
-            scores = {name: value for name, value in row.items() if name.split(".")[0] in rewards}
-            if row["set_aside"] is None and all(scores.get(name) is not None for name in rewards):
+            scores = {name: float(str(row[name])) for name in rewards if row.get(name) is not None}
+            if row["set_aside"] is None and len(scores) == len(rewards):
                 at = int(str(row["trajectory_id"])) - first
                 seed = int(str(row["seed"]))
                 found.append(Stored(place, str(row["prompt"]), seed, rollout.images, rollout.latents, at, scores))

@@ -10,6 +10,7 @@ from buffer.protocol import Buffer
 from buffer.schema import rollout_table
 from common.blame import describe, is_the_workers
 from common.clock import Clock
+from common.errors import RunStopped
 from conf.evaluations import EvaluationSet, sets_of
 from conf.schema import Config
 from learner.objectives.objective import Needs
@@ -74,7 +75,7 @@ class Sampler:
             self.buffer.order_failed(order.order_id, self.name, str(error))
             return True
         except Exception as error:
-            if not is_the_workers(error):
+            if not (is_the_workers(error) or isinstance(error, RunStopped)):
                 self.buffer.order_failed(order.order_id, self.name, describe(error))
             raise
         with self.clock.on("handing in"):

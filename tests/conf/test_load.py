@@ -149,3 +149,14 @@ def test_arguments_belong_to_the_objective_that_they_were_given_for() -> None:
     assert load(["compressibility", "learner.objective=nft"]).learner.objective_args == {}
     own = ["compressibility", "learner.objective=nft", "learner.objective_args={levels: 2}"]
     assert load(own).learner.objective_args == {"levels": 2}
+
+
+def test_an_empty_mapping_takes_away_what_is_below() -> None:
+    assert load(["compressibility"]).guard.max_fall and load(["compressibility"]).learner.objective_args
+    words = ["compressibility", "guard.max_fall={}", "learner.objective_args={}"]
+    assert load(words).guard.max_fall == {} and load(words).learner.objective_args == {}
+
+
+def test_a_name_below_a_mapping_of_numbers_may_have_dots() -> None:
+    config = load([EXPERIMENT, "guard.max_fall.train/judge.setting=2", "guard.max_fall.train/reward=1"])
+    assert config.guard.max_fall == {"train/judge.setting": 2.0, "train/reward": 1.0}

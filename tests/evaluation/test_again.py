@@ -1,5 +1,6 @@
 """Evaluating a finished run again, at any version and scale; the trade-off and its knee."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from evaluation.__main__ import main
 from evaluation.again import Again
 from evaluation.tradeoff import knee
 from tests.running import small, user_reward
-from tests.running_local import run_local
+from tests.running_local import as_in_a_process_of_its_own, run_local
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +26,16 @@ def finished(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "runs" / "run"
 
 
+@pytest.fixture
+def there(finished: Path) -> Iterator[None]:
+    """Started where the user's module is."""
+    with as_in_a_process_of_its_own(finished.parent.parent):
+        yield
+
+
 @pytest.mark.parametrize("name", ["train", "held_out"])
-def test_a_version_made_again_is_what_the_run_itself_saw(
-    name: str, finished: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(finished.parent.parent)  # where the user's module is
+@pytest.mark.usefixtures("there")
+def test_a_version_made_again_is_what_the_run_itself_saw(name: str, finished: Path) -> None:
     run = RunFolder(finished)
     again = Again(run, name)
     for version in (0, 1, 2):
@@ -44,10 +50,8 @@ def test_a_version_made_again_is_what_the_run_itself_saw(
     assert min(ends) > 0.01  # neither
 
 
-def test_the_command_draws_the_trade_off_into_the_report(
-    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(finished.parent.parent)
+@pytest.mark.usefixtures("there")
+def test_the_command_draws_the_trade_off_into_the_report(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runs/run", "--scales", "0,0.5,1", "--version", "2"]) == 0
     printed = capsys.readouterr().out
     assert "| 0.5 |" in printed and "The knee of reward against mine is at scale" in printed
@@ -65,10 +69,8 @@ def test_the_command_draws_the_trade_off_into_the_report(
         (["runs/run", "--scales", "1", "--against", "beauty"], "--against=beauty is not measured on train"),
     ],
 )
-def test_what_cannot_be_is_a_sentence(
-    words: list[str], says: str, finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(finished.parent.parent)
+@pytest.mark.usefixtures("there")
+def test_what_cannot_be_is_a_sentence(words: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 2
     errors = capsys.readouterr().err
     assert says in errors and len(errors.strip().splitlines()) == 1

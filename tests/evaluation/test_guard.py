@@ -1,5 +1,6 @@
 """The guard on histories that are made up: what it must say of each."""
 
+import math
 from typing import Any
 
 import pytest
@@ -110,3 +111,17 @@ def test_history_is_read_from_the_rows_of_metrics() -> None:
         Seen(0, {"train/reward": Measured(-2.0, 0.5)}, None),
         Seen(2, {"held_out/clip": Measured(0.3, 0.0), "train/reward": Measured(-1.0, 0.25)}, 0.25),
     ]
+
+
+def test_a_kl_that_is_no_number_any_more_is_beyond_any_limit() -> None:
+    rows: list[dict[str, float]] = [{"batch": 0, "kl/base": 1.0}, {"batch": 1}]
+    rows.append({"version": 2, "evaluation/train/reward/mean": 1.0})
+    (found,) = history(rows)
+    assert found.kl == math.inf and verdict([Seen(0, {}), found], max_kl=1e9).wrong
+    never = verdict([Seen(0, {}), Seen(1, {"train/reward": Measured(1, 1)})], max_kl=5)
+    assert never.sentences == ["guard: kl/base is watched, and no evaluation has measured it"]
+
+
+def test_a_column_may_have_any_name() -> None:
+    (found,) = history([{"version": 0, "evaluation/train/mine.a/b/mean": 1.0, "evaluation/train/mine.a/b/std": 0.5}])
+    assert found.measures == {"train/mine.a/b": Measured(1.0, 0.5)}

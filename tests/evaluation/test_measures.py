@@ -25,19 +25,33 @@ def test_the_mean_is_over_all_pairs_of_a_prompt() -> None:
 
 
 def test_every_number_of_the_rows_is_measured_and_nothing_else() -> None:
+    """Nothing of the third picture, which was set aside after one of its rewards had come."""
     rows = pa.table(
         {
-            "prompt": ["a cat", "a cat", "a dog"],
-            "seed": pa.array([1, 2, 3], pa.int64()),
-            "age": pa.array([None, None, None], pa.int32()),
-            "reward": pa.array([1.0, None, 3.0], pa.float32()),
-            "clip": pa.array([0.5, None, 0.25], pa.float32()),
-            "clip.embedding": pa.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]),
-            "judge": pa.array([None, None, None], pa.float32()),
-            "judge.animal": pa.array([True, None, False]),
-            "judge.words": ["a", "b", "c"],
-            "set_aside": pa.array([None, "hung", None]),
+            "prompt": ["a cat", "a cat", "a cat", "a dog"],
+            "seed": pa.array([1, 2, 3, 4], pa.int64()),
+            "age": pa.array([None, None, None, None], pa.int32()),
+            "reward": pa.array([1.0, 2.0, None, 3.0], pa.float32()),
+            "clip": pa.array([0.5, 0.5, 9.0, 0.25], pa.float32()),
+            "clip.embedding": pa.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [1.0, 1.0]]),
+            "judge": pa.array([None, None, None, None], pa.float32()),
+            "judge.animal": pa.array([True, None, None, False]),
+            "judge.words": ["a", "b", "c", "d"],
+            "set_aside": pa.array([None, None, "hung", None]),
         }
     )
     found = {name: values.tolist() for name, values in measures(rows).items()}
-    assert found == {"reward": [1.0, 3.0], "clip": [0.5, 0.25], "judge.animal": [1.0, 0.0], "diversity": [1.0]}
+    assert found == {
+        "reward": [1.0, 2.0, 3.0],
+        "clip": [0.5, 0.5, 0.25],
+        "judge.animal": [1.0, 0.0],
+        "diversity": [1.0],
+    }
+
+
+def test_what_is_no_direction_has_no_distance() -> None:
+    odd = [[1.0, 0.0], [0.0, 0.0], [0.0, 1.0], [float("nan"), 1.0], [1.0], None]
+    np.testing.assert_allclose(diversity(["a cat"] * 6, odd), [1.0])
+    for cells in (["a", "b"], [1.0, 2.0], [["a"], ["b"]]):
+        rows = pa.table({"prompt": ["a", "a"], "reward": pa.array([1.0, 2.0]), "mine.embedding": cells})
+        assert list(measures(rows)) == ["reward"]

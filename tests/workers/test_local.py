@@ -179,6 +179,18 @@ def test_the_guard_stops_a_run_whose_reward_is_hacked(model: Path, tmp_path: Pat
     assert done.returncode == 0 and RunFolder(run.path).record["finished"] == 8, done.stderr
 
 
+def test_a_best_lora_that_a_death_left_half_written_is_written_again(model: Path, tmp_path: Path) -> None:
+    words = hacked(model, tmp_path, "learner.lr=5e-3")
+    assert run_local(*words, "run.batches=2", cwd=tmp_path).returncode == 0
+    best = tmp_path / "runs" / "run" / "lora_best"
+    (best / "version.json").unlink()
+    (best / WEIGHT_NAME).write_bytes(b"half of a fi")
+    assert run_local(*words, "run.batches=3", cwd=tmp_path).returncode == 0
+    run = RunFolder(tmp_path / "runs" / "run")
+    assert run.best is not None
+    assert (best / WEIGHT_NAME).read_bytes() == (run.loras[run.best] / WEIGHT_NAME).read_bytes()
+
+
 def test_the_guard_slows_a_run_and_that_is_not_forgotten(model: Path, tmp_path: Path) -> None:
     def rates(*more: str) -> list[float]:
         done = run_local(*hacked(model, tmp_path, "learner.lr=5e-3", "guard.action=slow", *more), cwd=tmp_path)

@@ -74,7 +74,7 @@ def test_paths_that_are_too_far_away_are_refused(sampled: Path, model: Path, tmp
     [
         (["learner.objective=ddpo_sf", "learner.optimizer_steps=1"], "learner.objective=ddpo_sf with run.replay"),
         (["buffer.batch_size=48"], "have kept the tensors of 40 trajectories, fewer than a batch (48)"),
-        (["rewards.other.path=incompressibility"], "has no scores of other: it was rewarded by compressibility"),
+        (["rewards.other.path=incompressibility"], "has no scores of other: it was trained on compressibility"),
         (["sampling.steps=2", "learner.objective=ddpo_is"], "was made with sampling"),
     ],
 )
