@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 
-from conf.schema import Config, PromptsConfig, SamplingConfig
+from conf.schema import Config, PromptsConfig, RewardConfig, SamplingConfig
 
 FIRST = "train"  # of every run: its own prompts, rewards and sampling
 
@@ -38,7 +38,7 @@ def sets_of(config: Config) -> dict[str, EvaluationSet]:
             rewards if own.rewards is None else tuple(own.rewards),
             dataclasses.replace(config.sampling, **changed),
         )
-    order = config.buffer.order_size
+    order = max(1, config.buffer.order_size)  # not checked yet
     half = order * max(1, first.count // 2 // order)  # of the first set's pairs
     for scale in first.scales:
         sets[scale_set(scale)] = EvaluationSet(None, half, first.every, rewards, config.sampling, scale)
@@ -53,3 +53,9 @@ def scale_set(scale: float) -> str:
 def trained_rewards(config: Config) -> tuple[str, ...]:
     """Names of the rewards of which the one is made that is trained on."""
     return tuple(name for name, reward in config.rewards.items() if reward.weight is not None)
+
+
+def used_rewards(config: Config) -> dict[str, RewardConfig]:
+    """Without those that nobody trains on and no set measures: so what an experiment brings can be left out."""
+    measured = {name for one in sets_of(config).values() for name in one.rewards}
+    return {name: own for name, own in config.rewards.items() if own.weight is not None or name in measured}

@@ -21,6 +21,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from common.errors import UserError, quoted, shown
 from common.version import goes_on, written_by
 from conf import replay, typed_yaml
+from conf.evaluations import used_rewards
 from conf.names import check_name
 from conf.places import ROOT, anchored, write_out
 from conf.schema import Config
@@ -61,6 +62,7 @@ def load(argv: list[str]) -> Config:
         merged = merge(merged, layer, f"{_named(path)}: ")
     config = _in_the_checkout(merge(merged, anchored(parse_overrides(overrides), Path.cwd()), ""))
     write_out(config)
+    config.rewards = used_rewards(config)
     return config
 
 
@@ -238,7 +240,7 @@ def help_text() -> str:
         lines.append(f"  {setting.key} ({setting.type}) = {setting.default}")
         lines.append(f"      {setting.meaning}")
     lines += ["", "prompt sets, for prompts.set:"]
-    return "\n".join(lines + [f"  {name:<32}{meaning}" for name, meaning in named_sets().items()])
+    return "\n".join(lines + [f"  {name:<40} {meaning}" for name, meaning in named_sets().items()])
 
 
 def _is_experiment(word: str) -> bool:

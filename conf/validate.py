@@ -188,10 +188,6 @@ def _check_rewards(config: Config) -> None:
                 f"there are {', '.join(config.rewards)}"
             )
     for name, reward in config.rewards.items():
-        if reward.weight is None and not any(name in one.rewards for one in sets.values()):
-            raise UserError(
-                f"rewards.{name}.weight=null, and no evaluation measures {name}: add it to evaluation.rewards"
-            )
         if reward.weight is None:
             continue
         if reward.path == JUDGE:
@@ -213,10 +209,11 @@ def _check_rewards(config: Config) -> None:
 
 
 def _check_replay(config: Config) -> None:
-    asked = [("run.mirror", config.run.mirror, None), ("learner.count", config.learner.count, 1)]
+    asked = [("run.mirror", config.run.mirror, "null"), ("learner.count", config.learner.count, "1")]
+    asked.append(("buffer.max_staleness", config.buffer.max_staleness, "0"))
     for key, value, fit in asked:
-        if config.run.replay and value != fit:
-            raise UserError(f"{key}={value} with a replay, which works in one process: leave it at {fit or 'null'}")
+        if config.run.replay and str("null" if value is None else value) != fit:
+            raise UserError(f"{key}={value} with a replay, which works in one process and in order: leave it at {fit}")
 
 
 def _check_guard(config: Config) -> None:

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from common.errors import UserError
 from emoji_world.classifier import right
 from rewards.base import Scores
 
@@ -11,5 +12,11 @@ class Judged:
     and each of the three in a column."""
 
     def __call__(self, images: np.ndarray, prompts: list[str]) -> Scores:
-        hits = right(images, prompts)
+        try:
+            hits = right(images, prompts)
+        except ValueError as error:
+            raise UserError(
+                f"The judge knows prompts of Emoji World alone: {error}. Leave it out: evaluation.rewards=[...] with "
+                "the other rewards' names."
+            ) from error
         return Scores(np.logical_and.reduce([*hits.values()]).astype(np.float32), hits)

@@ -30,7 +30,9 @@ LARGEST = 10  # scale of a LoRA that may still draw a picture
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--version", type=int, help="by default the best one, of which lora_best/ is")
     parser.add_argument("--set", default=FIRST, help=f"an evaluation set of the run; by default {FIRST}")
@@ -53,9 +55,10 @@ def evaluate(run: RunFolder, name: str, version: int | None, scales: list[float]
     for scale in scales:
         found[f"{scale:g}"] = measures(again.at(version, scale))
         pictures.append(again.pictures[:SHOWN])
-    names = [measure for measure in next(iter(found.values())) if all(measure in each for each in found.values())]
+        print(f"{run.path}: scale {scale:g} is drawn and scored", file=sys.stderr, flush=True)
+        names = [measure for measure in found[f"{scales[0]:g}"] if all(measure in each for each in found.values())]
+        gained, lost = _axes(run, name, names, against)  # what cannot be is said after the first scale
     print(f"{run.path}, version {version} on {name}, by the LoRA's scale\n\n{table(names, found)}\n")
-    gained, lost = _axes(run, name, names, against)
     means = {measure: [float(each[measure].mean()) for each in found.values()] for measure in (gained, lost)}
     place = knee(means[gained], means[lost])
     print(f"The knee of {gained} against {lost} is at scale {scales[place]:g}.\n", flush=True)

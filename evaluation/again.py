@@ -91,10 +91,11 @@ def _scored(
 
 
 def kept_or_last(run: RunFolder) -> int:
-    """The version in lora_best/, else the last evaluated one. Raises UserError for a run that has kept none."""
+    """The version in lora_best/, else the last evaluated one: version 0 has nothing to be scaled. Raises UserError for
+    a run that has kept none."""
     if not run.loras:
         raise UserError(f"{run.path} has kept no LoRA: is it a run of ddpo-ray 0.6 or later, and begun?")
-    return run.best if run.best is not None else max(run.loras)
+    return run.best if run.best in run.loras and run.best else max(run.loras)
 
 
 def run_folder(path: Path) -> RunFolder:

@@ -14,6 +14,7 @@ from common.machine import describe, machine_info
 from conf.places import portable
 from conf.schema import Config, RewardConfig
 from conf.settings import flatten
+from evaluation.history import why_stopped
 from evaluation.summary import by_prompt, compare_tables
 from policy.source import BUILT_IN, class_name
 from report.svg import Curve, chart, number
@@ -47,7 +48,9 @@ def headline(run: RunFolder) -> str:
         gain = "" if change.count == 1 else ", from rewards that did not vary"
     small = abs(change.difference) < change.standard_error
     doubt = ", which is less than the standard error of the change" if small else ""
-    return f"In {done} the mean reward over {change.pairs} {moved}{gain}{doubt}."
+    stopped = why_stopped(run, run.config)
+    end = f" The run was stopped: {html.escape(stopped)}." if stopped else ""
+    return f"In {done} the mean reward over {change.pairs} {moved}{gain}{doubt}.{end}"
 
 
 def cards(run: RunFolder) -> str:

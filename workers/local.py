@@ -22,7 +22,7 @@ from common.errors import RunStopped, UserError, in_one_line
 from common.files import disk_stops_the_run
 from common.precision import exact_float32
 from common.terminal import print_anywhere
-from conf.load import load
+from conf.load import help_text, load
 from conf.prompts import prompts_of_run
 from conf.resume import RunLock, check_resume, save_config
 from conf.schema import Config
@@ -116,6 +116,9 @@ def ending(run_dir: Path, config: Config) -> str:
 
 def main(arguments: list[str]) -> int:
     print_anywhere()
+    if {"-h", "--help"} & {*arguments}:
+        print(f"{__doc__}\n{help_text()}")
+        return 0
     try:
         config = load(arguments)
         print(ending(run(config, prompts_of_run(config)), config))

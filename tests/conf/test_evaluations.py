@@ -55,7 +55,6 @@ def test_a_set_may_have_prompts_and_sampling_of_its_own(tmp_path: Path) -> None:
         ([f"{ONE}.sampling.eta=0"], f"{ONE}.sampling.eta=0.0 must be above 0"),
         ([f"{ONE}.prompts.set=nothing"], f"{ONE}.prompts.set=nothing is not a prompt set"),
         ([f"{ONE}.prompts.set=emoji_held_out", f"{ONE}.prompts.list=[a cat]"], f"{ONE}.prompts.set and .* are given"),
-        ([*SECOND, "evaluation.rewards=[compressibility]"], "second.weight=null, and no evaluation measures second"),
         (
             [*SECOND, "evaluation.rewards=[second]"],
             "evaluation.rewards leaves out compressibility, which is trained",
@@ -68,6 +67,7 @@ def test_a_set_may_have_prompts_and_sampling_of_its_own(tmp_path: Path) -> None:
         (["guard.max_fall={train/reward: 0}"], "guard.max_fall of train/reward is 0"),
         (["guard.max_fall.train/judge.setting=x"], "guard.max_fall"),
         (["run.replay=[a]", "run.mirror=file:///x"], "run.mirror=file:///x with a replay, which works in one process"),
+        (["run.replay=[a]", "buffer.max_staleness=1"], "buffer.max_staleness=1 with a replay"),
         ([f"{ONE}.rewards=[second]", *SECOND, "guard.best_by=one/reward"], "guard.best_by names 'one/reward'"),
         (["evaluation.scales=[1.0]"], r"evaluation.scales holds 1: give hundredths between 0 and 1"),
         (["evaluation.scales=[0.255]"], r"evaluation.scales holds 0.255: give hundredths"),
@@ -81,3 +81,12 @@ def test_a_set_may_have_prompts_and_sampling_of_its_own(tmp_path: Path) -> None:
 def test_a_set_or_a_guard_that_cannot_be_is_refused(words: list[str], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         validate(load([EXPERIMENT, *words]))
+
+
+def test_a_reward_that_nobody_trains_on_and_no_set_measures_is_left_out() -> None:
+    assert list(load(["compressibility"]).rewards) == ["compressibility", "clip", "judge"]
+    config = load(["compressibility", "evaluation.rewards=[compressibility,clip]"])
+    validate(config)
+    assert list(config.rewards) == ["compressibility", "clip"]
+    kept = load([EXPERIMENT, *SECOND, "evaluation.rewards=[compressibility]", f"{ONE}.rewards=[second]"])
+    assert list(kept.rewards) == ["compressibility", "second"]

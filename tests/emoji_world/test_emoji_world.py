@@ -8,7 +8,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
+from common.errors import UserError
 from emoji_world.classifier import accuracy, classify
+from emoji_world.judged import Judged
 from prompts import scenes
 from prompts.scenes import Scene, all_scenes, caption, make_manifest, parse, plural, prompt_set
 from rewards.aesthetic import Aesthetic
@@ -184,3 +186,13 @@ def test_clip_finds_the_prompt_among_others(pipe: StableDiffusionPipeline) -> No
     clip = ClipModel(str(WEIGHTS / "clip"))
     nearest = (clip.embed_images(images) @ clip.embed_texts(prompts).T).argmax(dim=1)
     assert (nearest == torch.arange(12)).sum() >= 10
+
+
+def test_the_judge_of_a_run_says_what_is_right_and_refuses_prompts_of_another_world() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (20, 64, 64, 3)).astype(np.uint8)
+    prompts = [caption(scene) for scene in classify(images)[:10]] + ["two whales in the snow"] * 10
+    scores = Judged()(images, prompts)
+    assert scores.columns.keys() == {"animal", "number", "setting"}
+    assert scores.scores[:10].all() and scores.scores.mean() == pytest.approx(accuracy(images, prompts).all_three)
+    with pytest.raises(UserError, match=r"The judge knows prompts of Emoji World alone: not a caption .* 'a teapot'"):
+        Judged()(images, ["a teapot"] * 20)

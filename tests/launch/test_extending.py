@@ -49,7 +49,7 @@ def test_the_evaluation_set_has_prompts_rewards_and_steps_of_its_own(folder: Pat
         assert row["prompt"] in ("a hot day", "an icy lake") and 0 < row["contrast"] < 1
         assert row["reward"] == row["warmth"]
     assert all("contrast" not in row for row in rows(folder))
-    assert any("evaluation/unseen/reward/contrast" in row for row in metrics(folder))
+    assert any("evaluation/unseen/contrast/mean" in row for row in metrics(folder))
 
 
 def test_the_objective_trains_with_its_own_arguments_and_curve(folder: Path) -> None:

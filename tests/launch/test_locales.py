@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.terminal import PLAIN
-from tests.running import ROOT, SMALL, TIMEOUT_S, launch
+from tests.running import EXPERIMENT, ROOT, SMALL, TIMEOUT_S, launch
 
 PROMPTS = ["zwei Füchse ± eine 猫", "👨‍👩‍👧 on the beach", "“two” dogs → café"]
 # Python makes UTF-8 of the C locale unless it is told not to.
@@ -40,7 +40,7 @@ def test_a_run_prints_and_writes_in_every_locale_and_goes_on_so(
         monkeypatch.setenv(name, value)
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS), encoding="utf-8")
     small = [word for word in SMALL if not word.startswith("prompts.")]
-    command = ["compressibility", *small, f"model.path={model}", "prompts.file=prompts.txt", "run.name=run"]
+    command = [EXPERIMENT, *small, f"model.path={model}", "prompts.file=prompts.txt", "run.name=run"]
     done = launch(*command, "run.batches=1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "batch 1/1" in done.stdout and "Traceback" not in done.stdout + done.stderr
