@@ -124,7 +124,7 @@ def test_the_shipped_model_trains_asynchronously_and_never_on_older_data_than_th
     assert max(row["age"] for row in rows) <= 2
     assert all(row["age"] == row["batch"] - row["policy_version"] for row in rows)
     prompts, images = judge.pictures(tmp_path / "run", after=True)  # rolled out again, these are the run's own
-    (file,) = (tmp_path / "run" / "evaluation").glob("v00004*")
+    (file,) = (tmp_path / "run" / "evaluation").glob("v00004.train*")
     for row, prompt, image in zip(pq.read_table(file).to_pylist(), prompts, images, strict=True):
         assert row["prompt"] == prompt
         assert np.abs(stored_picture(tmp_path / "run", row["trajectory_id"]) - image.astype(float)).mean() < 1
