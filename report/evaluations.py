@@ -52,9 +52,9 @@ def of_set(run: RunFolder, name: str) -> str:
 
 def of_scales(run: RunFolder) -> str:
     """A chart of each measure by the scale of the last version's LoRA; "" where no scale was evaluated."""
-    found = by_scale(run)
-    names = ["reward", *_names(found)] if found else []
-    values = {name: {scale: measures(rows).get(name) for scale, rows in found.items()} for name in names}
+    found = {scale: measures(rows) for scale, rows in by_scale(run).items()}
+    names = next(iter(found.values()), {})
+    values = {name: {scale: measured.get(name) for scale, measured in found.items()} for name in names}
     charts = "".join(
         f'<div class="small"><h3>{html.escape(name)}</h3>{drawing}</div>'
         for name, points in values.items()

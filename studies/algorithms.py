@@ -13,10 +13,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.errors import RunStopped, UserError, in_one_line
 from common.terminal import print_anywhere
 from report.svg import Panel, figure
-from studies.cells import Cell, make
+from studies.cells import Cell, make, study
 from studies.curves import Points, against, gains, means, over_seeds, run_of, shown, table
 
 LEARNING_RATES = ("5e-4", "1e-3", "2e-3")
@@ -105,20 +104,15 @@ def _seconds(path: Path) -> float:
     return float(sum(sitting["ended"] - sitting["started"] for sitting in run_of(path).sittings))
 
 
+def work(args: argparse.Namespace) -> str:
+    make([cell(name, rate, TUNING) for name in ALGORITHMS for rate in LEARNING_RATES], args.runs, args.at_once)
+    rates = {name: best_rate(name, args.runs) for name in ALGORITHMS}
+    make([cell(name, rate, seed) for name, rate in rates.items() for seed in SEEDS], args.runs, args.at_once)
+    return drawn(rates, args.runs)
+
+
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, default=Path("runs/algorithms"), help="where the study's runs lie")
-    parser.add_argument("--at-once", type=int, help="runs at a time; by default as many as there are cores")
-    args = parser.parse_args(arguments)
-    try:
-        make([cell(name, rate, TUNING) for name in ALGORITHMS for rate in LEARNING_RATES], args.runs, args.at_once)
-        rates = {name: best_rate(name, args.runs) for name in ALGORITHMS}
-        make([cell(name, rate, seed) for name, rate in rates.items() for seed in SEEDS], args.runs, args.at_once)
-        print(drawn(rates, args.runs))
-    except (UserError, RunStopped) as reason:
-        print(f"studies.algorithms: {in_one_line(reason)}", file=sys.stderr)
-        return 2
-    return 0
+    return study(argparse.ArgumentParser(prog="studies.algorithms", description=__doc__), arguments, work)
 
 
 if __name__ == "__main__":

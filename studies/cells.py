@@ -5,17 +5,18 @@ kind and copied together. A study that was interrupted goes on: a cell that is o
 under way goes on from its last batch.
 """
 
+import argparse
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
 from buffer.run_folder import RunFolder
-from common.errors import RunStopped
+from common.errors import RunStopped, UserError, in_one_line
 from conf.load import load
 from evaluation.history import why_stopped
 
@@ -68,3 +69,21 @@ def _run(cell: Cell, folder: Path) -> str:
     if done.returncode:
         raise RunStopped(f"the run {cell.name} of the study ended: {done.stderr.strip()[-500:]}")
     return f"{cell.name}: {time.monotonic() - start:.0f} s"
+
+
+def study(parser: argparse.ArgumentParser, arguments: Sequence[str], work: Callable[[argparse.Namespace], str]) -> int:
+    """The command of a study: prints what `work` gives, or why it cannot be. Gives the exit code.
+
+    parser: its `prog` names the study, and its runs lie in a folder of that name; --runs and --at-once are added here.
+    """
+    folder = Path("runs") / parser.prog.rpartition(".")[2]
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--runs", type=Path, default=folder, help="where the study's runs lie")
+    parser.add_argument("--at-once", type=int, help="runs at a time; by default as many as there are cores")
+    args = parser.parse_args(arguments)
+    try:
+        print(work(args))
+    except (UserError, RunStopped) as reason:
+        print(f"{parser.prog}: {in_one_line(reason)}", file=sys.stderr)
+        return 2
+    return 0

@@ -45,10 +45,10 @@ def shown(values: Sequence[float], form: str = "+.2f") -> str:
     return f"{mean:{form}} ± {error:{form.lstrip('+')}}" if np.isfinite(error) else f"{mean:{form}}"
 
 
-def over_seeds(name: str, seeds: Sequence[Points], x: Callable[[int], float] = float, scale: float = 1.0) -> Curve:
+def over_seeds(name: str, seeds: Sequence[Points], x: Callable[[int], float] = float) -> Curve:
     """Mean and standard error of the versions that all seeds have. x: from a version to where it is drawn."""
     versions = [version for version in seeds[0] if all(version in points for points in seeds)]
-    spreads = [spread([scale * points[version] for points in seeds]) for version in versions]
+    spreads = [spread([points[version] for points in seeds]) for version in versions]
     return Curve(name, [x(v) for v in versions], [m for m, _ in spreads], "points", [e for _, e in spreads])
 
 

@@ -15,13 +15,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from common.errors import RunStopped, UserError, in_one_line
 from common.terminal import print_anywhere
 from evaluation.guard import best_by, judge
-from evaluation.history import history
+from evaluation.history import history, verdict
 from evaluation.tradeoff import knee
 from report.svg import Panel, figure
-from studies.cells import Cell, make
+from studies.cells import Cell, make, study
 from studies.curves import against, gains, means, over_seeds, run_of, shown, table
 
 SEEDS = (0, 1, 2)
@@ -93,15 +92,14 @@ def generalisation(folder: Path) -> tuple[list[Cell], Callable[[], str]]:
     cells = [Cell(f"generalisation-{seed}", ("alignment", *every, f"run.seed={seed}")) for seed in SEEDS]
 
     def drawn() -> str:
-        ends = {name: [list(gains(folder / cell.name, name).values())[-1] for cell in cells] for name in SETS}
+        seeds = {name: [gains(folder / cell.name, name) for cell in cells] for name in SETS}
+        ends = {name: [list(points.values())[-1] for points in found] for name, found in seeds.items()}
         trained = ends["train"]
         rows = {
             words: [shown(ends[name]), shown([new / old for new, old in zip(ends[name], trained, strict=True)], ".2f")]
             for name, words in SETS.items()
         }
-        curves = [
-            over_seeds(words, [gains(folder / cell.name, name) for cell in cells]) for name, words in SETS.items()
-        ]
+        curves = [over_seeds(words, seeds[name]) for name, words in SETS.items()]
         _save("generalisation", [[("alignment: gain in base stds", curves, "batches trained")]])
         return table(("pairs of", "gain in base stds", "of the gain on trained prompts"), rows)
 
@@ -143,10 +141,10 @@ def overoptimisation(folder: Path) -> tuple[list[Cell], Callable[[], str]]:
 
 def _kept(path: Path, judged: str) -> list[str]:
     run, gained, right = run_of(path), gains(path), means(path, judged)
-    verdict = judge(history(run.metrics), run.config.guard, best_by(run.config))
     at_knee = list(gained)[knee(list(gained.values()), list(right.values()))]
-    stopped = str(min(verdict.wrong)) if verdict.wrong else "never"
-    first = [seen for seen in history(run.metrics) if not verdict.wrong or seen.version <= min(verdict.wrong)]
+    stop = min(verdict(run.metrics, run.config).wrong, default=None)
+    stopped = "never" if stop is None else str(stop)
+    first = [seen for seen in history(run.metrics) if stop is None or seen.version <= stop]
     best = judge(first, run.config.guard, best_by(run.config)).best
     base, *_, end = right.values()
     return [
@@ -192,19 +190,15 @@ PARTS = {part.__name__: part for part in (race, generalisation, overoptimisation
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog="studies.paper", description=__doc__)
     parser.add_argument("part", choices=PARTS)
-    parser.add_argument("--runs", type=Path, default=Path("runs/paper"), help="where the study's runs lie")
-    parser.add_argument("--at-once", type=int, help="runs at a time; by default as many as there are cores")
-    args = parser.parse_args(arguments)
-    cells, drawn = PARTS[args.part](args.runs)
-    try:
+
+    def work(args: argparse.Namespace) -> str:
+        cells, drawn = PARTS[args.part](args.runs)
         make(cells, args.runs, args.at_once)
-        print(drawn())
-    except (UserError, RunStopped) as reason:
-        print(f"studies.paper: {in_one_line(reason)}", file=sys.stderr)
-        return 2
-    return 0
+        return drawn()
+
+    return study(parser, arguments, work)
 
 
 if __name__ == "__main__":

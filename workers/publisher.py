@@ -62,6 +62,7 @@ class Publisher:
         self.evaluated = {v for one in sets_of(config).values() for v in one.versions(config.run.batches)}
         self.verdict = verdict(self.log.rows, self.config)
         self.gone: list[str] = []
+        self.kept = ""  # what lora_best/version.json is known to say
 
     def step(self, news: News, more: Callable[[int], Mapping[str, float]] = lambda trained: {}) -> None:
         """more: further numbers for the row of the last of so many trained batches. Raises UserError if the recovery
@@ -147,7 +148,8 @@ class Publisher:
         folder, best = self.run_dir / "lora_best", self.run_dir / lora_path(self.verdict.best) / WEIGHT_NAME
         says = json.dumps({"version": self.verdict.best, "by": guard.best_by(self.config)}) + "\n"
         note = folder / "version.json"
-        if note.exists() and note.read_text(encoding="utf-8") == says:
+        if says == self.kept or (note.exists() and note.read_text(encoding="utf-8") == says):
+            self.kept = says
             return
         if not best.exists():
             gone = f"{best} is gone, so lora_best/ is not of version {self.verdict.best}, which is the best"
@@ -157,3 +159,4 @@ class Publisher:
         note.unlink(missing_ok=True)  # so that it never stands beside another version's weights
         write_atomically(folder / WEIGHT_NAME, best.read_bytes())
         write_atomically(note, says)
+        self.kept = says
