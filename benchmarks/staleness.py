@@ -33,7 +33,7 @@ from conf.evaluations import FIRST
 from conf.load import load
 from conf.prompts import resolve_prompts
 from conf.schema import Config
-from learner.batch import Batch
+from learner.batch import Batch, groups_of
 from learner.learner import Learner
 from policy.policy import Policy
 from policy.rollout import rollout
@@ -103,13 +103,15 @@ def _policy(config: Config, trainable: bool) -> Policy:
 def _batch(number: int, age: int, orders: Iterable[Order], policy: Policy, reward: NamedReward) -> Batch:
     """What the buffer would hand to the learner."""
     orders = list(orders)
+    prompts = tuple(prompt for order in orders for prompt in order.prompts)
     made = [rollout(policy, order.prompts, order.seeds) for order in orders]
     rewards = np.concatenate([_score(reward, m.images, o.prompts) for m, o in zip(made, orders, strict=True)])
     return Batch(
         number=number,
-        prompts=tuple(prompt for order in orders for prompt in order.prompts),
+        prompts=prompts,
         rewards=rewards,
         parts={reward.name: rewards},
+        groups=groups_of(np.arange(len(prompts)), prompts, group_size=1),
         ages=np.full(len(rewards), age, np.int32),
         ages_in_flight=np.full(len(rewards), age, np.int32),
         latents=np.concatenate([m.latents for m in made]),

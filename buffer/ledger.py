@@ -101,7 +101,8 @@ class Ledger:
             if record["kind"] == "opened":
                 theirs = record["plan"]
             elif record["kind"] in ("trained", "restored") and theirs != ours:  # before version 0 nothing is made of it
-                others = ", ".join(f"{k} {theirs[k]} (now {ours[k]})" for k in ours if theirs[k] != ours[k])
+                both = [(name, theirs.get(name), ours.get(name)) for name in {**theirs, **ours}]
+                others = ", ".join(f"{name} {before} (now {now})" for name, before, now in both if before != now)
                 raise UserError(
                     f"The run in {self.run_dir} was begun with another plan: {others}; go on with what it was begun "
                     "with, or start another run under another run.name."

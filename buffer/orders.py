@@ -92,6 +92,7 @@ class Order:
     prompts: tuple[str, ...]
     prompt_ids: tuple[int, ...]  # places in the plan's prompts, or in those of the evaluation set
     seeds: tuple[int, ...]  # 63 bits each, for torch.Generator.manual_seed
+    noise_seeds: tuple[int, ...]  # whose first noise each trajectory starts from: its own, or its group's
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,8 @@ class Plan:
     batch_size: int
     order_size: int
     sets: tuple[FixedSet, ...]
+    group_size: int = 1  # trajectories of one prompt that are drawn together, by consecutive ids
+    same_noise: bool = False  # whether those of a group start from one noise
     replayed: tuple[tuple[int, int], ...] = ()  # (prompt id, seed) of every trajectory of a replay; else they are drawn
 
     def __post_init__(self) -> None:
@@ -119,6 +122,7 @@ class Plan:
         assert self.seed >= 0, f"the seed is {self.seed}; it must not be negative"
         assert self.batch_size % self.order_size == 0, (self.batch_size, self.order_size)
         assert self.batch_size >= 4 * self.order_size, "a batch has at least four orders"
+        assert self.batch_size % self.group_size == 0, (self.batch_size, self.group_size)
         assert all(one.count % self.order_size == 0 for one in self.sets), (self.sets, self.order_size)
 
     @property
@@ -138,6 +142,7 @@ class Plan:
             "batch_size": self.batch_size,
             "order_size": self.order_size,
             "sets": {one.name: f"{one.count} of prompts {_digest(one.prompts)}" for one in self.sets},
+            **({"groups": f"{self.group_size}, same_noise={self.same_noise}"} if self.group_size > 1 else {}),
             **({"replayed": _digest(tuple(map(str, sorted({*self.replayed}))))} if self.replayed else {}),
         }
 
@@ -158,6 +163,7 @@ class Plan:
         else:
             pairs = [self._pair(trajectory_id) for trajectory_id in ids]
         prompt_ids, seeds = zip(*pairs, strict=True)
+        shared = self.same_noise and not evaluation
         return Order(
             order_id=order_id,
             batch=None if evaluation else group,
@@ -166,12 +172,14 @@ class Plan:
             prompts=tuple(prompts[i] for i in prompt_ids),
             prompt_ids=prompt_ids,
             seeds=seeds,
+            noise_seeds=tuple(self._pair(one - one % self.group_size)[1] for one in ids) if shared else seeds,
         )
 
     def _pair(self, trajectory_id: int) -> tuple[int, int]:
         if self.replayed:
             return self.replayed[trajectory_id]
-        seed, draw = self._words(BATCHES, trajectory_id)
+        seed, _ = self._words(BATCHES, trajectory_id)
+        _, draw = self._words(BATCHES, trajectory_id - trajectory_id % self.group_size)
         return draw % len(self.prompts), seed >> 1  # 64 bits modulo some hundred prompts: uniform to 1e-17
 
     def _evaluation_pair(self, row: int, prompts: int) -> tuple[int, int]:

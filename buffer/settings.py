@@ -18,7 +18,16 @@ def plan_of(config: Config, prompts: Sequence[str]) -> Plan:
         else FixedSet(name, one.count, tuple(prompts))
         for name, one in sets_of(config).items()
     ]
-    return Plan(config.run.seed, tuple(prompts), config.buffer.batch_size, config.buffer.order_size, tuple(sets))
+    sizes = config.buffer
+    return Plan(
+        seed=config.run.seed,
+        prompts=tuple(prompts),
+        batch_size=sizes.batch_size,
+        order_size=sizes.order_size,
+        sets=tuple(sets),
+        group_size=sizes.group_size,
+        same_noise=config.sampling.same_noise,
+    )
 
 
 def sizes_of(config: Config) -> Sizes:

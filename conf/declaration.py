@@ -32,6 +32,7 @@ def or_null(range: Range) -> Range:
 
 
 SHARE = between(0, 1)
+POSITIVE_SHARE = Range(lambda x: 0 < x <= 1, "must be above 0 and at most 1")
 THREADS = between(1, 4096)
 
 

@@ -30,5 +30,5 @@ def layer(runs: list[Path], settings: dict[str, Any]) -> dict[str, Any]:
         "replay": [str(path) for path in runs],
         "mirror": None,
     }
-    buffer = {**settings.get("buffer", {}), "max_staleness": 0}
+    buffer = {**settings.get("buffer", {}), "max_staleness": 0, "group_size": 1}
     return {**settings, "run": run, "buffer": buffer}

@@ -14,6 +14,7 @@ from conf.declaration import (
     CPUS,
     NOT_NEGATIVE,
     POSITIVE,
+    POSITIVE_SHARE,
     SHARE,
     THREADS,
     Range,
@@ -102,6 +103,7 @@ class SamplingConfig:
     steps: int = setting(50, "denoising steps, the length T of the MDP's episode", STEPS)
     eta: float = setting(1.0, "DDIM's eta; 0 is deterministic and has no policy gradient", ETA)
     guidance: float = setting(5.0, "classifier-free guidance scale, in rollout and in training", GUIDANCE)
+    same_noise: bool = setting(False, "a group's pictures start from one noise, and differ by that of their steps")
     latents_dtype: DType = setting(DType.float32, "as stored; log-probs are computed on the rounded latents")
 
 
@@ -110,6 +112,9 @@ class BufferConfig:
     batch_size: int = setting(64, "trajectories a batch", AT_LEAST_ONE)
     order_size: int = setting(
         16, "trajectories an order, the unit that moves; at least four orders a batch", AT_LEAST_ONE
+    )
+    group_size: int = setting(
+        1, "trajectories of one prompt that are drawn together; 1: each picture's prompt by itself", AT_LEAST_ONE
     )
     max_staleness: int = setting(
         0, "k: data trained at version u are of version >= u - k; 0 is the synchronous algorithm", NOT_NEGATIVE
@@ -162,15 +167,20 @@ class LearnerConfig:
     )
     advantage: str = setting(
         "per_prompt",
-        "among a prompt's last pictures (per_prompt), the batch's of it (by_group), by_batch, or module:Class",
+        "among a prompt's last pictures (per_prompt), those of a group (by_group), by_batch, or module:Class",
     )
-    advantage_args: dict[str, Any] = setting({}, "keyword arguments of a class of your own")
+    advantage_args: dict[str, Any] = setting({}, "its keyword arguments, such as std=batch of by_group")
     lr: float = setting(3e-4, "AdamW's learning rate", POSITIVE)
     betas: tuple[float, float] = setting((0.9, 0.999), "AdamW's decay rates of the gradient's moments")
     weight_decay: float = setting(1e-4, "AdamW's", NOT_NEGATIVE)
     optimizer_steps: int = setting(2, "a batch; ddpo_sf takes one", AT_LEAST_ONE)
     train_steps: int | None = setting(
         None, "of the denoising steps, the first so many; none trains on all", or_null(AT_LEAST_ONE)
+    )
+    train_share: float = setting(
+        1.0,
+        "of a batch's pictures, how many are trained on: those whose advantages are furthest from 0",
+        POSITIVE_SHARE,
     )
     clip_range: float = setting(1e-4, "of the ratio of mean-over-dimensions log-probs", POSITIVE)
     advantage_clip: float = setting(5.0, "largest absolute advantage, in standard deviations", POSITIVE)
@@ -197,6 +207,10 @@ class LearnerConfig:
     num_cpus: float = free(1.0, "of one rank, by which Ray places it", CPUS)
     num_gpus: float = free(1.0, "of one rank; taken as 0, and said so, on a cluster without GPUs", CPUS)
     threads: int = setting(1, "torch threads of one rank; last bits of results depend on it", THREADS)
+
+    def trained_of(self, pictures: int) -> int:
+        """How many of a batch's pictures are trained on."""
+        return max(1, round(self.train_share * pictures))
 
 
 @dataclass

@@ -126,6 +126,7 @@ def _check_sizes(config: Config) -> None:
             if size >= 4
             else f"buffer.batch_size={size} is too small: a batch has at least four orders, so take 4 or more"
         )
+    _check_groups(config)
     for name, one in sets_of(config).items():
         if one.count % order:
             key = "evaluation.count" if name == FIRST else f"evaluation.sets.{name}.count"
@@ -139,17 +140,32 @@ def _check_sizes(config: Config) -> None:
         )
 
 
+def _check_groups(config: Config) -> None:
+    size, group = config.buffer.batch_size, config.buffer.group_size
+    if size % group:
+        raise UserError(
+            f"buffer.batch_size={size} is not divisible by buffer.group_size={group}: "
+            f"take {_nearest_multiple(size, group)} or another group_size"
+        )
+    if config.sampling.same_noise and group == 1 and not config.run.replay:
+        raise UserError("sampling.same_noise=true with buffer.group_size=1 has no groups: set it, such as to 4")
+
+
 def _check_learner(config: Config) -> None:
-    size, steps = config.buffer.batch_size, config.learner.optimizer_steps
+    share, steps = config.learner.train_share, config.learner.optimizer_steps
+    size = config.learner.trained_of(config.buffer.batch_size)
+    trained = f"buffer.batch_size={config.buffer.batch_size}" + (
+        f", learner.train_share={share:g}" if share < 1 else ""
+    )
     if steps > size:
         raise UserError(
-            f"learner.optimizer_steps={steps} is more than buffer.batch_size={size}, "
-            "and each step needs a trajectory: lower it"
+            f"learner.optimizer_steps={steps} is more than the {size} trajectories that are trained on ({trained}), "
+            "and each step needs one: lower it"
         )
     if config.learner.count > size // steps:
         raise UserError(
             f"learner.count={config.learner.count} is more than the {size // steps} trajectories of an optimizer step "
-            f"(buffer.batch_size={size} by learner.optimizer_steps={steps}): lower it"
+            f"({trained}, by learner.optimizer_steps={steps}): lower it"
         )
     if config.learner.count > 1 and 0 < config.learner.num_gpus < 1:
         raise UserError(
@@ -210,7 +226,10 @@ def _check_rewards(config: Config) -> None:
 
 def _check_replay(config: Config) -> None:
     asked = [("run.mirror", config.run.mirror, "null"), ("learner.count", config.learner.count, "1")]
-    asked.append(("buffer.max_staleness", config.buffer.max_staleness, "0"))
+    asked += [
+        (f"buffer.{key}", getattr(config.buffer, key), fit)
+        for key, fit in (("max_staleness", "0"), ("group_size", "1"))
+    ]
     for key, value, fit in asked:
         if config.run.replay and str("null" if value is None else value) != fit:
             raise UserError(f"{key}={value} with a replay, which works in one process and in order: leave it at {fit}")

@@ -5,13 +5,15 @@ The door for a new one, built in or the user's own: docs/extending.md has a whol
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
+from common.errors import UserError, quoted
 from conf.schema import LearnerConfig
 
+Name = TypeVar("Name", bound=Hashable)
 TINY = 1e-6  # where all rewards are equal, no picture is better than another
 
 
@@ -22,8 +24,12 @@ class Advantage(ABC):
         self.config = config
 
     @abstractmethod
-    def __call__(self, prompts: Sequence[str], rewards: np.ndarray) -> np.ndarray:
-        """float32 [B] of B prompts and float32 [B] rewards. Rows come by ascending trajectory id."""
+    def __call__(self, prompts: Sequence[str], rewards: np.ndarray, groups: np.ndarray) -> np.ndarray:
+        """float32 [B] of B prompts and float32 [B] rewards. Rows come by ascending trajectory id.
+
+        groups: int64 [B], equal for pictures of one group: those of one prompt, or with buffer.group_size those that
+        were drawn together.
+        """
 
     def stds(self) -> dict[str, float]:
         """Of each prompt's rewards, as far as they are known: for people."""
@@ -53,10 +59,10 @@ class PerPrompt(Advantage):
         super().__init__(config)
         self._rewards: dict[str, deque[float]] = {}
 
-    def __call__(self, prompts: Sequence[str], rewards: np.ndarray) -> np.ndarray:
+    def __call__(self, prompts: Sequence[str], rewards: np.ndarray, groups: np.ndarray) -> np.ndarray:
         values = rewards.astype(np.float64)
         advantages = np.empty(len(values))
-        for prompt, rows in _rows_by_prompt(prompts).items():
+        for prompt, rows in _rows_of(prompts).items():
             remembered = self._rewards.setdefault(prompt, deque(maxlen=self.config.tracker_size))
             remembered.extend(values[rows].tolist())
             reference = values if len(remembered) < self.config.tracker_min_count else np.array(remembered)
@@ -75,31 +81,49 @@ class PerPrompt(Advantage):
 
 
 class ByGroup(Advantage):
-    """Normalises among the batch's pictures of the same prompt, as GRPO does (Shao et al. 2024, section 4.1).
+    """Compares the pictures of a group with one another, as GRPO does (Shao et al. 2024, section 4.1).
 
-    A prompt that comes once has nothing to be compared with: its advantage is 0.
+        A = (r - mean of the group) / (std + 1e-6)
+
+    A picture that is alone has nothing to be compared with: its advantage is 0.
+
+    std: "group", of its own group, or "batch", of r - mean over the whole batch: a group of which all pictures are
+    much alike then says little, and a small group's own deviation is not taken for the truth.
     """
 
-    def __call__(self, prompts: Sequence[str], rewards: np.ndarray) -> np.ndarray:
+    def __init__(self, config: LearnerConfig, std: str = "group") -> None:
+        super().__init__(config)
+        if std not in ("group", "batch"):
+            raise UserError(f"std={quoted(std)} is none of group, batch: choose one.")
+        self.std = std
+
+    def __call__(self, prompts: Sequence[str], rewards: np.ndarray, groups: np.ndarray) -> np.ndarray:
         values = rewards.astype(np.float64)
-        advantages = np.empty(len(values))
-        for rows in _rows_by_prompt(prompts).values():
-            advantages[rows] = _normalised(values[rows], values[rows])
-        return advantages.astype(np.float32)
+        deviations, stds = np.empty(len(values)), np.empty(len(values))
+        for rows in _rows_of(groups.tolist()).values():
+            deviations[rows], stds[rows] = values[rows] - values[rows].mean(), values[rows].std()
+        if self.std == "batch":
+            stds[:] = np.sqrt(np.mean(deviations**2))
+        return (deviations / (stds + TINY)).astype(np.float32)
 
 
 class ByBatch(Advantage):
     """Normalises among all pictures of the batch, whatever their prompts."""
 
-    def __call__(self, prompts: Sequence[str], rewards: np.ndarray) -> np.ndarray:
+    def __call__(self, prompts: Sequence[str], rewards: np.ndarray, groups: np.ndarray) -> np.ndarray:
         values = rewards.astype(np.float64)
         return _normalised(values, values).astype(np.float32)
 
 
-def _rows_by_prompt(prompts: Sequence[str]) -> dict[str, list[int]]:
-    rows: dict[str, list[int]] = {}
-    for row, prompt in enumerate(prompts):
-        rows.setdefault(prompt, []).append(row)
+def furthest(advantages: np.ndarray, count: int) -> np.ndarray:
+    """int64 [count], ascending: the rows whose advantages are furthest from 0; of equals the first."""
+    return np.sort(np.argsort(-np.abs(advantages), kind="stable")[:count])
+
+
+def _rows_of(names: Sequence[Name]) -> dict[Name, list[int]]:
+    rows: dict[Name, list[int]] = {}
+    for row, name in enumerate(names):
+        rows.setdefault(name, []).append(row)
     return rows
 
 

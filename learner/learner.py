@@ -17,6 +17,7 @@ from conf.places import by_name
 from conf.schema import Config
 from conf.settings import flatten, may_change
 from learner import recovery
+from learner.advantages import furthest
 from learner.batch import Batch
 from learner.kl_target import steered
 from learner.metrics import finite, reward_metrics, update_metrics
@@ -78,13 +79,15 @@ class Learner:
         self.lr_halvings = max(self.lr_halvings, lr_halvings)
         lr = self.updater.optimizer.param_groups[0]["lr"] = self.config.learner.lr * 0.5**self.lr_halvings
         sampled_by = self.published
-        steps = self.updater.train(batch, advantages, self.sampling)
+        rows = furthest(advantages, self.config.learner.trained_of(len(batch)))
+        trained_on = batch.take(rows) if len(rows) < len(batch) else batch
+        steps = self.updater.train(trained_on, advantages[rows], self.sampling)
         self.optimizer_steps += sum(step.taken for step in steps)
         self.sampling = self._followed(sampled_by, self.objective.following(batch.number))
         self.version = Version(batch.number + 1, lora.digest(self.published))
         metrics = {
             **reward_metrics(batch, self.config.buffer.batch_size, self.advantage.stds()),
-            **finite(self.objective.metrics(batch, steps)),
+            **finite(self.objective.metrics(trained_on, steps)),
             **update_metrics(steps, base),
             "lr": lr,
             "optimizer_steps": float(self.optimizer_steps),
@@ -116,7 +119,7 @@ class Learner:
 
     def _advantages(self, batch: Batch) -> np.ndarray:
         """Raises UserError if they are not one finite number a picture: the class may be a user's own."""
-        advantages = np.asarray(self.advantage(batch.prompts, batch.rewards), np.float32)
+        advantages = np.asarray(self.advantage(batch.prompts, batch.rewards, batch.groups), np.float32)
         if advantages.shape != (len(batch),) or not np.isfinite(advantages).all():
             bad = advantages[~np.isfinite(advantages)][:1].tolist() or f"shape {list(advantages.shape)}"
             raise UserError(

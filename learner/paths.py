@@ -22,5 +22,5 @@ ADVANTAGES = Door(
         "by_batch": "learner.advantages:ByBatch",
     },
     example="my_advantage:Mine",
-    method="__call__(self, prompts, rewards)",
+    method="__call__(self, prompts, rewards, groups)",
 )

@@ -25,8 +25,12 @@ class Rollout:
 
 
 @torch.no_grad()
-def rollout(policy: Policy, prompts: Sequence[str], seeds: Sequence[int]) -> Rollout:
+def rollout(
+    policy: Policy, prompts: Sequence[str], seeds: Sequence[int], noise_seeds: Sequence[int] | None = None
+) -> Rollout:
     """One trajectory for each (prompt, seed), with the batch shape that the caller chose.
+
+    noise_seeds: those of the trajectories from whose x_T each starts; None: its own.
 
     Each trajectory draws from a generator of its own, x_T first and then one noise a step, as a plain diffusers
     pipeline with `generator=torch.Generator().manual_seed(seed)` does; so its numbers do not depend on its neighbours.
@@ -37,8 +41,9 @@ def rollout(policy: Policy, prompts: Sequence[str], seeds: Sequence[int]) -> Rol
     Raises NonFinite if a trajectory leaves the finite numbers.
     """
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+    others = [torch.Generator("cpu").manual_seed(seed) for seed in noise_seeds or seeds]
 
-    def noise() -> torch.Tensor:
+    def noise(generators: Sequence[torch.Generator] = generators) -> torch.Tensor:
         # float32 also for a network in half precision: torch draws a half as a rounded float
         draws = [torch.randn((1, *policy.latent_shape), generator=g, dtype=policy.arithmetic) for g in generators]
         return torch.cat(draws).to(policy.device)
@@ -47,7 +52,8 @@ def rollout(policy: Policy, prompts: Sequence[str], seeds: Sequence[int]) -> Rol
         return x.to(policy.latents_dtype).to(policy.arithmetic)
 
     embeds = policy.encode(prompts)
-    x = rounded(noise())
+    noise()  # its own x_T is drawn in any case, so that the noise of its steps is the same whatever it starts from
+    x = rounded(noise(others))
     latents, log_probs = [x], []
     with policy.scaled():
         for i in range(policy.num_steps):

@@ -92,4 +92,4 @@ class Sampler:
         if self.stored is not None and not order.evaluation:
             return self.stored(order)
         policy = self.policies[order.evaluation.set if order.evaluation else ""]
-        return rollout(policy, order.prompts, order.seeds)
+        return rollout(policy, order.prompts, order.seeds, order.noise_seeds)

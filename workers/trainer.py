@@ -50,7 +50,9 @@ class Trainer:
             ranks.agree("weights and batches", f"{learner.version.digest} {taken.roster}")
             lr_halvings = ranks.highest(taken.lr_halvings)  # they may have taken it before and after a change
         with self.clock.on("training"):
-            trained = learner.train(batch_of(taken.batch, taken.table, tuple(learner.config.rewards)), lr_halvings)
+            config = learner.config
+            batch = batch_of(taken.batch, taken.table, tuple(config.rewards), config.buffer.group_size)
+            trained = learner.train(batch, lr_halvings)
         with self.clock.on("saving"):
             another = ranks.first and self._register(taken, trained.advantages)
         with self.clock.on("waiting for other ranks"):

@@ -45,12 +45,12 @@ def test_what_is_accepted_makes_a_table_and_an_update(choice: tuple[str, ...], m
         assert choice[0] == "float64" or choice[1] in ("float64", "bfloat16"), refused
         return
     policy = Policy.load(config.model, config.sampling, config.run.seed, "cpu", trainable=False)
-    order = Order("o", 0, None, (0, 1), ("a cat", "two dogs"), (0, 1), (3, 4))
+    order = Order("o", 0, None, (0, 1), ("a cat", "two dogs"), (0, 1), (3, 4), (3, 4))
     made = rollout(policy, order.prompts, order.seeds)
     rollout_table(order, made.images, {"latents": made.latents, "log_probs": made.log_probs})
     ages = np.zeros(2, np.int32)
     rewards = np.array([0, 1], np.float32)
-    batch = Batch(0, order.prompts, rewards, {}, ages, ages, made.latents, made.log_probs)
+    batch = Batch(0, order.prompts, rewards, {}, ages, ages, ages, made.latents, made.log_probs)
     learner = Learner.load(config, "cpu")
     trained = learner.train(batch)
     assert trained.metrics["non_finite_steps"] == 0 and learner.version.number == 1

@@ -35,7 +35,7 @@ def test_the_taken_names_are_the_columns_that_a_run_writes(files: list[Path], tm
 
 def test_the_taken_names_are_the_metrics_of_all_rewards() -> None:
     rewards = np.arange(2, dtype=np.float32)
-    batch = Batch(0, ("a", "b"), rewards, {}, rewards, rewards, rewards, rewards)
+    batch = Batch(0, ("a", "b"), rewards, {}, rewards, rewards, rewards, rewards, rewards)
     keys = {key for key in reward_metrics(batch, 2, {"a": 1.0}) if key.startswith("reward/")}
     assert {f"reward/{name}" for name in METRICS} == keys == set(OF_ALL_REWARDS)
 

@@ -87,6 +87,7 @@ def toy_batch(policy: GaussianToy, count: int, number: int = 0, target: Tensor |
         prompts=tuple(f"prompt {row % 3}" for row in range(count)),
         rewards=rewards.numpy().astype(np.float32),
         parts={},
+        groups=np.zeros(count, np.int64),
         ages=np.zeros(count, np.int32),
         ages_in_flight=np.zeros(count, np.int32),
         latents=latents.numpy(),

@@ -130,7 +130,7 @@ def test_ddpo_improves_the_expected_reward(kind: type[PolicyGradient], steps: in
     before = ((policy.theta - target) ** 2).mean().item()
     for number in range(80):
         batch = toy_batch(policy, 32, number, target)
-        updater.train(batch, advantage(batch.prompts, batch.rewards))
+        updater.train(batch, advantage(batch.prompts, batch.rewards, batch.groups))
     assert ((policy.theta - target) ** 2).mean().item() < 0.1 * before
 
 
@@ -208,7 +208,7 @@ def test_the_steered_weight_brings_the_kl_to_its_target_from_wherever_it_starts(
         batch = toy_batch(policy, 64, number, target=torch.full(SHAPE, 3.0))
         base = updater.kl_to_base(batch)
         assert base is not None
-        updater.train(batch, advantage(batch.prompts, batch.rewards))
+        updater.train(batch, advantage(batch.prompts, batch.rewards, batch.groups))
         found.append(base.dimension)
         updater.objective.kl_weight = steered(updater.objective.kl_weight, found[-1], found[-2], target)
     assert found[1] < 0.01 * target

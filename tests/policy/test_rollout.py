@@ -96,6 +96,22 @@ def test_a_trajectory_does_not_depend_on_its_neighbours(model: ModelConfig) -> N
         assert np.abs(alone.images[0].astype(int) - together.images[i]).max() <= 1
 
 
+def test_trajectories_from_one_first_noise_differ_by_the_noise_of_their_steps(model: ModelConfig) -> None:
+    own = rollout(load(model), PROMPTS, SEEDS)
+    shared = rollout(load(model), PROMPTS, SEEDS, [SEEDS[0], SEEDS[0], SEEDS[2]])
+    np.testing.assert_array_equal(shared.latents[[0, 2]], own.latents[[0, 2]])
+    np.testing.assert_array_equal(shared.latents[1, 0], own.latents[0, 0])
+    policy = load(model)
+    for made in (own, shared):  # what the step added to its mean is the trajectory's own
+        x, embeds = torch.from_numpy(made.latents[:, 0]), policy.encode(PROMPTS)
+        mean, std = policy.gaussian(x, torch.zeros(3, dtype=torch.int64), embeds)
+        added = ((torch.from_numpy(made.latents[:, 1]) - mean) / std).detach().numpy()
+        generator = torch.Generator().manual_seed(SEEDS[1])
+        torch.randn(1, *policy.latent_shape, generator=generator)
+        expected = torch.randn(1, *policy.latent_shape, generator=generator).numpy()
+        np.testing.assert_allclose(added[1:2], expected, atol=1e-5)
+
+
 def test_the_same_order_twice_is_the_same_to_the_bit(model: ModelConfig) -> None:
     torch.manual_seed(1)
     first = rollout(load(model), PROMPTS, SEEDS)
