@@ -26,7 +26,7 @@ from conf.declaration import (
 
 Texts = list[str]  # by a name of its own, because a field called `list` hides the type
 STEPS = Range(lambda x: 1 <= x <= 1000, "must lie between 1 and 1000, the steps that models are trained on")
-ETA = Range(lambda x: 0 < x <= 1, "must be above 0 (without noise there is no policy to train) and at most 1")
+ETA = between(0, 1)
 GUIDANCE = Range(lambda x: x >= 1, "must be at least 1, which is no guidance")
 
 
@@ -101,7 +101,9 @@ class PromptsConfig:
 @dataclass
 class SamplingConfig:
     steps: int = setting(50, "denoising steps, the length T of the MDP's episode", STEPS)
-    eta: float = setting(1.0, "DDIM's eta; 0 is deterministic and has no policy gradient", ETA)
+    eta: float = setting(
+        1.0, "DDIM's eta; 0 is without noise, which losses on clean pictures take, and no policy gradient", ETA
+    )
     guidance: float = setting(5.0, "classifier-free guidance scale, in rollout and in training", GUIDANCE)
     same_noise: bool = setting(False, "a group's pictures start from one noise, and differ by that of their steps")
     latents_dtype: DType = setting(DType.float32, "as stored; log-probs are computed on the rounded latents")

@@ -149,6 +149,10 @@ def _check_groups(config: Config) -> None:
         )
     if config.sampling.same_noise and group == 1 and not config.run.replay:
         raise UserError("sampling.same_noise=true with buffer.group_size=1 has no groups: set it, such as to 4")
+    if config.sampling.same_noise and not config.sampling.eta:
+        raise UserError(
+            "sampling.same_noise=true with sampling.eta=0 makes all pictures of a group the same: leave one"
+        )
 
 
 def _check_learner(config: Config) -> None:

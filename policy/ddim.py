@@ -14,7 +14,8 @@ from policy.noise_levels import NoiseLevels
 def ddim_schedule(scheduler: DDIMScheduler, steps: int, eta: float) -> Schedule:
     """DDIM (Song et al. 2021, equations 12 and 16) with `steps` steps, timesteps as `scheduler` spaces them.
 
-    Raises UserError if a step is not a Gaussian with a positive std, or not one that is linear in x and the output.
+    Raises UserError if a step is not a Gaussian with a positive std (at an eta of 0: with none), or not one that is
+    linear in x and the output.
     """
     config = scheduler.config
     if config.prediction_type not in ("epsilon", "v_prediction"):
@@ -33,10 +34,10 @@ def ddim_schedule(scheduler: DDIMScheduler, steps: int, eta: float) -> Schedule:
             f"sampling.steps={steps} is impossible with a model trained on {config.num_train_timesteps} timesteps; "
             f"choose 1 to {config.num_train_timesteps - 1}."
         )
-    if not 0 < eta <= 1:
+    if not 0 <= eta <= 1:
         raise UserError(
-            f"sampling.eta={eta:g} gives no policy gradient: at 0 the std of every step is 0 and the log-prob NaN, "
-            "above 1 DDIM's variance exceeds what there is; choose 0 < sampling.eta <= 1."
+            f"sampling.eta={eta:g} is impossible: above 1 DDIM's variance exceeds what there is; choose 1, or 0 for "
+            "steps without noise."
         )
     schedule = _formulas(scheduler, steps, eta)
     if schedule is None:
@@ -52,7 +53,7 @@ def ddim_schedule(scheduler: DDIMScheduler, steps: int, eta: float) -> Schedule:
                 'nothing of it; such a model predicts v: set "prediction_type": "v_prediction" in '
                 "scheduler/scheduler_config.json if it does."
             )
-        if not schedule.std[i] >= SMALLEST_STD:
+        if eta and not schedule.std[i] >= SMALLEST_STD:
             raise UserError(
                 f"The schedule's std is {schedule.std[i]:.2g} {where}, so that step has no log-prob (timestep_spacing="
                 f"{config.timestep_spacing}, steps_offset={config.steps_offset}, set_alpha_to_one="

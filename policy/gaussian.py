@@ -26,10 +26,14 @@ class Schedule:
     timesteps: Tensor  # [T], as the network is told them: int64, or a float dtype
     sample_scale: Tensor  # float64 [T]
     output_scale: Tensor  # float64 [T]
-    std: Tensor  # float64 [T], all positive
+    std: Tensor  # float64 [T], all positive; or all 0, and then no step has a log-prob
 
     def __len__(self) -> int:
         return len(self.timesteps)
+
+    @property
+    def has_noise(self) -> bool:
+        return bool(self.std.any())
 
     def to(self, device: str) -> "Schedule":
         return Schedule(

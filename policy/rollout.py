@@ -20,7 +20,8 @@ class Rollout:
 
     latents: np.ndarray  # [B, T+1, C, H, W], x_T first, in sampling.latents_dtype
     timesteps: np.ndarray  # int32 or float32 [B, T], as the network was told them
-    log_probs: np.ndarray  # float32 [B, T], mean over C,H,W, of the latents as stored (float64 if model.dtype is)
+    log_probs: np.ndarray  # float32 [B, T], mean over C,H,W, of the latents as stored (float64 if model.dtype is);
+    # [B, 0] where steps have no noise
     images: np.ndarray  # uint8 [B, height, width, 3]
 
 
@@ -58,15 +59,18 @@ def rollout(
     with policy.scaled():
         for i in range(policy.num_steps):
             mean, std = policy.gaussian(x, torch.full((len(seeds),), i), embeds)
-            x = rounded(mean + std * noise())
-            log_probs.append(gaussian.log_prob(x, mean, std))
+            if policy.schedule.has_noise:
+                x = rounded(mean + std * noise())
+                log_probs.append(gaussian.log_prob(x, mean, std))
+            else:
+                x = rounded(mean)
             latents.append(x)
-    probabilities = torch.stack(log_probs, dim=1).cpu()
-    _refuse_non_finite(probabilities, prompts, seeds)
+    probabilities = torch.stack(log_probs, dim=1) if log_probs else x.new_empty(len(seeds), 0)
+    _refuse_non_finite(torch.cat([probabilities, x.flatten(1)], dim=1), prompts, seeds)
     return Rollout(
         latents=torch.stack(latents, dim=1).to("cpu", policy.latents_dtype).numpy(),
         timesteps=np.tile(_stored(policy.schedule.timesteps), (len(seeds), 1)),
-        log_probs=probabilities.numpy(),
+        log_probs=probabilities.cpu().numpy(),
         images=policy.decode(x),
     )
 
@@ -75,9 +79,11 @@ def _stored(timesteps: torch.Tensor) -> np.ndarray:
     return timesteps.to("cpu", torch.float32 if timesteps.is_floating_point() else torch.int32).numpy()
 
 
-def _refuse_non_finite(log_probs: torch.Tensor, prompts: Sequence[str], seeds: Sequence[int]) -> None:
-    for row, prompt, seed in zip(log_probs, prompts, seeds, strict=True):  # not finite as soon as one latent is not
-        if not torch.isfinite(row).all():
+def _refuse_non_finite(numbers: torch.Tensor, prompts: Sequence[str], seeds: Sequence[int]) -> None:
+    """numbers: [B, any], not finite as soon as one latent of the trajectory is not."""
+    finite = torch.isfinite(numbers).all(dim=1).tolist()
+    for good, prompt, seed in zip(finite, prompts, seeds, strict=True):
+        if not good:
             raise NonFinite(
                 f"the trajectory of prompt {prompt!r} and seed {seed} became infinite or NaN; "
                 "lower sampling.guidance or learner.lr, or choose model.dtype=float32"

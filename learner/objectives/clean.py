@@ -92,9 +92,11 @@ class CleanPictures(Objective):
             loss = loss + self.kl_weight * mean_square(noised.output - base)
         return {"loss": loss, "error": noised.error.detach()}
 
-    def kl_to_base(self, policy: TrainablePolicy, batch: Batch, pairs: Pairs) -> Tensor:
+    def kl_to_base(self, policy: TrainablePolicy, batch: Batch, pairs: Pairs) -> Tensor | None:
         """At the pictures, noised as much as a path is before each of the pairs' denoising steps: where the path itself
-        would be if the model were perfect."""
+        would be if the model were perfect. None where sampling has no noise, and no two paths of one start overlap."""
+        if not policy.schedule.has_noise:
+            return None
         levels, steps = policy.noise_levels, torch.from_numpy(pairs.steps)
         clean = at(batch.latents[:, -1], pairs.rows).double()
         level = levels.nearest(policy.schedule.timesteps.cpu()[steps])

@@ -52,7 +52,7 @@ def test_a_set_may_have_prompts_and_sampling_of_its_own(tmp_path: Path) -> None:
         ([f"{ONE}.count=7"], f"{ONE}.count=7 is not divisible by buffer.order_size"),
         ([f"{ONE}.rewards=[beauty]"], rf"{ONE}.rewards=\['beauty'\] must be names of rewards.*: there are compress"),
         ([f"{ONE}.rewards=[]"], "must be names of rewards"),
-        ([f"{ONE}.sampling.eta=0"], f"{ONE}.sampling.eta=0.0 must be above 0"),
+        ([f"{ONE}.sampling.eta=-1"], f"{ONE}.sampling.eta=-1.0 must lie between 0 and 1"),
         ([f"{ONE}.prompts.set=nothing"], f"{ONE}.prompts.set=nothing is not a prompt set"),
         ([f"{ONE}.prompts.set=emoji_held_out", f"{ONE}.prompts.list=[a cat]"], f"{ONE}.prompts.set and .* are given"),
         (

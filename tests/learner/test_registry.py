@@ -100,6 +100,18 @@ def test_a_class_of_the_users_own_is_made_with_its_args(kind: str, make: Callabl
     assert type(make(f"{MODULE}:Bare{ending}")).__name__ == f"Bare{ending}"
 
 
+@pytest.mark.parametrize("name", ["ddpo_is", "ddpo_sf", "nft"])
+def test_steps_without_noise_are_for_losses_on_clean_pictures(name: str) -> None:
+    config = Config()
+    config.sampling.eta = 0.0
+    config.learner.objective, config.learner.optimizer_steps = name, 1
+    if name == "nft":
+        make_objective(config)
+        config.learner.kl_weight, config.learner.kl_target = 1.0, 0.1
+    with pytest.raises(UserError, match=r"sampling\.eta=0"):
+        make_objective(config)
+
+
 @pytest.mark.parametrize(("kind", "make", "ending"), KINDS)
 def test_what_is_refused_and_how(kind: str, make: Callable[..., Any], ending: str) -> None:
     own, setting = f"learner.{kind}={MODULE}", f"learner.{kind}_args"

@@ -304,7 +304,7 @@ def test_ddim_follows_from_other_schedulers_configs(good: Path, tmp_path: Path, 
     ("sampling", "names"),
     [
         ({"steps": 0}, "sampling.steps=0"),
-        ({"eta": 0.0}, "sampling.eta=0"),
+        ({"eta": -0.1}, "sampling.eta=-0.1"),
         ({"guidance": 0.5}, "sampling.guidance=0.5"),
         ({"latents_dtype": DType.bfloat16}, "sampling.latents_dtype=bfloat16"),
     ],
@@ -319,7 +319,7 @@ def test_schedule_and_size_are_known_without_weights(good: Path, tmp_path: Path)
         weights.unlink()
     model = ModelConfig(str(folder))
     assert image_size(model) == (64, 64)
-    assert "sampling.eta=0" in refusal(lambda: StableDiffusion.check(model, SamplingConfig(eta=0.0)))
+    assert "sampling.eta=2" in refusal(lambda: StableDiffusion.check(model, SamplingConfig(eta=2.0)))
     unet(sample_size=[8, 16])(folder)
     assert image_size(model) == (64, 128)
     drop("unet")(folder)

@@ -48,7 +48,7 @@ def test_shapes_and_types(model: ModelConfig) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("guidance", "eta"), [(3.0, 1.0), (1.0, 0.5)])
+@pytest.mark.parametrize(("guidance", "eta"), [(3.0, 1.0), (1.0, 0.5), (3.0, 0.0)])
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_plain_diffusers_makes_the_same_pictures(
     tmp_path: Path, prediction_type: str, guidance: float, eta: float
@@ -195,7 +195,13 @@ def test_a_learner_reads_no_vae_and_scores_what_a_sampler_made(model: ModelConfi
 @pytest.mark.long
 @pytest.mark.parametrize(
     "other",
-    [{"steps": 4}, {"guidance": 1.0}, {"eta": 0.5}, {"steps": 3, "guidance": 5.0, "latents_dtype": DType.float16}],
+    [
+        {"steps": 4},
+        {"guidance": 1.0},
+        {"eta": 0.5},
+        {"eta": 0.0},
+        {"steps": 3, "guidance": 5.0, "latents_dtype": DType.float16},
+    ],
 )
 def test_other_sampling_of_the_same_network_is_that_of_a_fresh_policy(model: ModelConfig, other: dict) -> None:
     policy = load(model)
@@ -216,7 +222,7 @@ def test_other_sampling_leaves_the_policy_as_it_was_and_is_refused_alike(model: 
     policy = load(model)
     before = rollout(policy, PROMPTS, SEEDS)
     policy.with_sampling(SamplingConfig(steps=3, guidance=5.0))
-    impossible: list[dict[str, Any]] = [{"steps": 0}, {"eta": 0.0}, {"guidance": 0.5}]
+    impossible: list[dict[str, Any]] = [{"steps": 0}, {"eta": -0.1}, {"guidance": 0.5}]
     for wrong in (*impossible, {"latents_dtype": DType.bfloat16}):
         with pytest.raises(UserError) as fresh:
             load(model, **wrong)

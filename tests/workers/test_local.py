@@ -53,9 +53,16 @@ def test_kill_9_and_the_same_command_again(at: str, model: Path, undisturbed: Pa
 OF_A_USER = ["learner.objective=tests.workers.clean_objective:Regression", "learner.objective_args={timestep: 500}"]
 
 
-@pytest.mark.parametrize(("words", "curve"), [(OF_A_USER, "error"), (["learner.objective=nft"], "denoising/error")])
+NFT = ["learner.objective=nft"]
+
+
+@pytest.mark.parametrize(
+    ("words", "curve", "has_kl"),
+    [(OF_A_USER, "error", False), (NFT, "denoising/error", True), ([*NFT, "sampling.eta=0"], "denoising/error", False)],
+    ids=["of a user", "nft", "nft without noise in the steps"],
+)
 def test_an_objective_on_finished_pictures_alone_is_trained_and_goes_on(
-    model: Path, tmp_path: Path, words: list[str], curve: str
+    model: Path, tmp_path: Path, words: list[str], curve: str, has_kl: bool
 ) -> None:
     """Samplers then store the last latents, no log-probs; nothing of policy gradients is measured."""
     words = [*words, "learner.advantage=by_group", "buffer.keep_batches=3", "evaluation.every=3"]
@@ -86,10 +93,34 @@ def test_an_objective_on_finished_pictures_alone_is_trained_and_goes_on(
     for row in batches:
         assert row[curve] > 0 and row["loss"] > 0 and row["grad_norm"] > 0 and row["non_finite_steps"] == 0
         assert not [key for key in row if key.startswith(("ratio/", "clip_fraction", "ess/", "kl/step"))]
-        assert ("kl/base" in row) == ("nft" in words[0])
+        assert ("kl/base" in row) is has_kl
     with safe_open(whole / "lora" / WEIGHT_NAME, framework="np") as file:
         assert any(file.get_tensor(key).any() for key in file.keys() if "lora_B" in key)  # noqa: SIM118
     assert (whole / "report.html").exists()
+
+
+def test_groups_start_from_one_noise_are_compared_among_themselves_and_go_on(model: Path, tmp_path: Path) -> None:
+    words = ["buffer.group_size=4", "sampling.same_noise=true", "learner.advantage=by_group", "learner.train_share=0.5"]
+    words += ["learner.advantage_args.std=batch", "buffer.keep_batches=3", "evaluation.every=3"]
+    for name, until in (("whole", 3), ("parts", 2), ("parts", 3)):
+        done = run_local(*small(model, name, f"run.batches={until}", *words), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert_same_run(tmp_path / "runs" / "whole", tmp_path / "runs" / "parts")
+    run = RunFolder(tmp_path / "runs" / "whole")
+    rows = {row["trajectory_id"]: row for row in run.trajectories().to_pylist()}
+    starts: dict[int, set[bytes]] = {}
+    seen: dict[int, set[bytes]] = {}
+    for file in (run.path / "tensors").glob("b*.latents.*.arrow"):  # two trajectories each, half a group
+        table = pa.ipc.open_file(file).read_all()
+        for trajectory_id, path in zip(table["trajectory_id"].to_pylist(), tensors_of(table)["latents"], strict=True):
+            starts.setdefault(trajectory_id // 4, set()).add(path[0].tobytes())
+            seen.setdefault(trajectory_id // 4, set()).add(path[1].tobytes())
+    assert len(starts) == 6 and all(len(noise) == 1 for noise in starts.values())
+    assert all(len(second) == 4 for second in seen.values())
+    for group in starts:
+        own = [rows[4 * group + place] for place in range(4)]
+        assert len({row["prompt"] for row in own}) == 1
+        assert abs(sum(row["advantage"] for row in own)) < 1e-4 < max(row["advantage"] for row in own)
 
 
 def test_a_second_set_has_prompts_reward_and_sampling_of_its_own_and_changes_no_training(
