@@ -2,16 +2,21 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from buffer.run_folder import RunFolder
 from common.errors import RunStopped
 from conf.load import load
 from conf.validate import validate
 from learner.registry import make_objective
+from policy.policy import Policy
+from policy.rollout import rollout
 from studies import algorithms, paper
 from studies.cells import Cell, is_over, make
 from studies.curves import against, gains, means, over_seeds, shown, spread
+from studies.noise import parts, pictures
 from tests.running import EXPERIMENT, SMALL
 from tests.synthetic_run import synthetic_run
 
@@ -53,6 +58,26 @@ def test_gains_are_in_standard_deviations_of_the_base_model(tmp_path: Path) -> N
     base, last = (tables[version]["reward"].drop_null().to_numpy() for version in (0, 8))
     assert gains(run_dir)[8] == pytest.approx((last.mean() - base.mean()) / base.std(ddof=1), rel=1e-5)
     assert means(run_dir, "compressibility")[0] == pytest.approx(base.mean(), rel=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
+def test_the_first_noises_share_and_mirrored_paths_are_those_that_the_scores_were_made_with(share: float) -> None:
+    """r = prompt + start + odd part of the path + even part, of variances 100, s and (1 - s) in the ratio of 3 to 1:
+    mirrored paths have the correlation (even - odd) / (even + odd) = -1/2."""
+    draws = np.random.default_rng(1)
+    prompt, start = draws.normal(0, 10, (4000, 1, 1, 1)), draws.normal(0, share**0.5, (4000, 4, 1, 1))
+    odd, even = (draws.normal(0, ((1 - share) * part) ** 0.5, (4000, 4, 4, 1)) for part in (0.75, 0.25))
+    found = prompt + start + even + odd * np.array([1, -1])
+    assert parts(found) == (pytest.approx(share, abs=0.02), pytest.approx(-0.5, abs=0.02))
+
+
+def test_the_pictures_of_the_noise_study_are_those_of_a_rollout(model: Path) -> None:
+    config = load(cell(model, "a").command(Path("runs")))
+    policy = Policy.load(config.model, config.sampling, 0, "cpu", trainable=False)
+    generator = torch.Generator().manual_seed(5)
+    draws = [torch.randn(1, *policy.latent_shape, generator=generator) for _ in range(policy.num_steps + 1)]
+    made = pictures(policy, "a cat", draws[0], torch.stack(draws[1:]))
+    np.testing.assert_array_equal(made, rollout(policy, ["a cat"], [5]).images)
 
 
 def test_seeds_become_means_with_errors() -> None:
