@@ -42,8 +42,18 @@ from rewards.registry import resolve
 
 RESULTS = Path("runs/staleness.jsonl")
 REWARD = "compressibility"
-# The shipped experiment, shorter, with all steps alike. docs/asynchrony.md says how these were chosen.
-SETTINGS = [REWARD, "run.batches=30", "evaluation.every=10", "learner.objective_args={}"]
+# The shipped experiment, with all steps alike and without groups. docs/asynchrony.md says how these were chosen.
+SETTINGS = [
+    REWARD,
+    "run.batches=30",
+    "evaluation.every=10",
+    "learner.objective_args={}",
+    "buffer.group_size=1",
+    "sampling.same_noise=false",
+    "learner.advantage=per_prompt",
+    "learner.train_share=1",
+    "learner.tracker_min_count=2",
+]
 AGES = (0, 1, 2, 4, 8)
 SEEDS = (0, 1, 2)
 

@@ -184,20 +184,21 @@ def merge(below: dict[str, Any], layer: dict[str, Any], where: str) -> dict[str,
     """`layer` over `below`; `where` begins the sentence of the UserError for unknown keys and wrong types.
 
     A layer that says where the prompts come from replaces what the layers below it said; so does one that names another
-    objective, with that one's arguments.
+    objective or advantage, with that one's arguments.
     """
     _check(layer, Config, "", where)
     if any(value is not None for value in layer.get("prompts", {}).values()):
         layer = {**layer, "prompts": {"set": None, "list": None, "file": None, **layer["prompts"]}}
     merged: dict[str, Any] = _over(below, layer)
     learner = layer.get("learner", {})
-    if "objective" in learner and not _share_arguments(below.get("learner", {}).get("objective"), learner["objective"]):
-        merged["learner"]["objective_args"] = learner.get("objective_args", {})
+    for kind in ("objective", "advantage"):
+        if kind in learner and not _share_arguments(below.get("learner", {}).get(kind), learner[kind]):
+            merged["learner"][f"{kind}_args"] = learner.get(f"{kind}_args", {})
     return merged
 
 
 def _share_arguments(*objectives: str | None) -> bool:
-    """Whether arguments that were given for one of these objectives are meant for the other, too."""
+    """Whether arguments that were given for one of these are meant for the other, too."""
     built_in = [name or "ddpo_is" for name in objectives]
     return len({*objectives}) == 1 or all(name.startswith("ddpo_") and ":" not in name for name in built_in)
 

@@ -15,14 +15,15 @@ from pathlib import Path
 
 from common.terminal import print_anywhere
 from report.svg import Panel, figure
-from studies.cells import Cell, make, study
+from studies.cells import WITHOUT_GROUPS, Cell, make, study
 from studies.curves import Points, against, gains, means, over_seeds, run_of, shown, table
 
 LEARNING_RATES = ("5e-4", "1e-3", "2e-3")
 TUNING, SEEDS = 100, (0, 1, 2)
 STILL_RIGHT = 0.9  # of the base model's share
 BATCH = 64
-COMMON = ("run.batches=30", "evaluation.every=3", "guard.action=note")
+COMMON = (*WITHOUT_GROUPS, "run.batches=30", "evaluation.every=3", "guard.action=note")
+GROUPS = ("buffer.group_size=4", "learner.advantage=by_group", "learner.advantage_args.std=batch")
 ALGORITHMS: dict[str, tuple[str, ...]] = {
     "DDPO_SF": ("learner.objective=ddpo_sf", "learner.objective_args={}", "learner.optimizer_steps=1"),
     "DDPO_IS": ("learner.objective=ddpo_is", "learner.objective_args={}"),
@@ -30,7 +31,14 @@ ALGORITHMS: dict[str, tuple[str, ...]] = {
     "DDPO_IS, by σ, by group": (
         "learner.objective=ddpo_is",
         "learner.objective_args={step_weight: std}",
-        "learner.advantage=by_group",
+        *GROUPS,
+    ),
+    "DDPO_IS, by σ, by group of one start": (
+        "learner.objective=ddpo_is",
+        "learner.objective_args={step_weight: std}",
+        *GROUPS,
+        "sampling.same_noise=true",
+        "learner.train_share=0.5",
     ),
     "DDPO_IS, by σ, KL": (
         "learner.objective=ddpo_is",
@@ -47,7 +55,7 @@ IMAGE = Path(__file__).resolve().parent.parent / "docs" / "images" / "algorithms
 
 def cell(name: str, rate: str, seed: int) -> Cell:
     folder = f"{name.replace(', ', '-').replace(' ', '-').replace('σ', 'std')}-{rate}-{seed}"
-    return Cell(folder, ("compressibility", *ALGORITHMS[name], *COMMON, f"learner.lr={rate}", f"run.seed={seed}"))
+    return Cell(folder, ("compressibility", *COMMON, *ALGORITHMS[name], f"learner.lr={rate}", f"run.seed={seed}"))
 
 
 def best_while_right(gained: Points, right: Points) -> float:

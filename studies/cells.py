@@ -21,6 +21,14 @@ from conf.load import load
 from evaluation.history import why_stopped
 
 ROOT = Path(__file__).resolve().parent.parent
+# As the paper has it, where an experiment has groups: each picture's prompt by itself, compared with the prompt's last.
+WITHOUT_GROUPS = (
+    "buffer.group_size=1",
+    "sampling.same_noise=false",
+    "learner.advantage=per_prompt",
+    "learner.train_share=1",
+    "learner.tracker_min_count=2",
+)
 ONE_THREAD = ("learner.threads=1", "samplers.threads=1")
 
 

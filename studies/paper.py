@@ -20,7 +20,7 @@ from evaluation.guard import best_by, judge
 from evaluation.history import history, verdict
 from evaluation.tradeoff import knee
 from report.svg import Panel, figure
-from studies.cells import Cell, make, study
+from studies.cells import WITHOUT_GROUPS, Cell, make, study
 from studies.curves import against, gains, means, over_seeds, run_of, shown, table
 
 SEEDS = (0, 1, 2)
@@ -36,7 +36,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "RWR": ("learner.objective=rwr", "learner.objective_args={temperature: 5.0, passes: 2}"),
     "RWR-sparse": ("learner.objective=rwr_sparse", "learner.objective_args={passes: 2}"),
 }
-RACE = ("run.batches=20", "evaluation.every=5", "evaluation.count=128")
+RACE = (*WITHOUT_GROUPS, "run.batches=20", "evaluation.every=5", "evaluation.count=128")
 SETS = {
     "train": "trained prompts",
     "held_out_animals": "new animals",
@@ -46,7 +46,7 @@ SETS = {
 }
 # Both rewards until they are won by other means; the guard only takes notes, so that both ends are in one run.
 HACKED: dict[str, tuple[str, ...]] = {
-    "compressibility": ("run.batches=100", "evaluation.every=4"),
+    "compressibility": ("run.batches=40", "evaluation.every=2"),
     "counting": ("run.batches=80", "evaluation.every=4", "evaluation.count=128"),
 }
 # What is lost: all that a prompt says; of "two cats on a bike" the bike, which no question asks for.

@@ -79,7 +79,7 @@ BAD = [
     (["compressibility", "evaluation.count=100"], "evaluation.count=100 is not divisible by buffer.order_size=16"),
     (["compressibility", "evaluation.grid=129"], "evaluation.grid=129 is more than evaluation.count=128"),
     (["compressibility", "buffer.group_size=3"], "buffer.batch_size=64 is not divisible by buffer.group_size=3"),
-    (["compressibility", "sampling.same_noise=true"], "sampling.same_noise=true with buffer.group_size=1"),
+    (["alignment", "sampling.same_noise=true"], "sampling.same_noise=true with buffer.group_size=1"),
     (
         ["compressibility", "sampling.same_noise=true", "buffer.group_size=4", "sampling.eta=0"],
         "sampling.same_noise=true with sampling.eta=0 makes all pictures of a group the same",

@@ -147,6 +147,8 @@ def test_arguments_belong_to_the_objective_that_they_were_given_for() -> None:
     assert load(words).learner.objective_args == {"step_weight": "output"}
     assert load(["compressibility", "learner.objective=ddpo_sf"]).learner.objective_args == {"step_weight": "std"}
     assert load(["compressibility", "learner.objective=nft"]).learner.objective_args == {}
+    assert load(["compressibility"]).learner.advantage_args == {"std": "batch"}
+    assert load(["compressibility", "learner.advantage=by_batch"]).learner.advantage_args == {}
     own = ["compressibility", "learner.objective=nft", "learner.objective_args={levels: 2}"]
     assert load(own).learner.objective_args == {"levels": 2}
 
