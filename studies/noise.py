@@ -4,7 +4,8 @@
 
 Of the base model. `first noise` is its share of the variance among pictures of one prompt: no action decides it, so to
 a policy gradient it is noise, unless pictures of one start are compared (sampling.same_noise). `mirrored` is the
-correlation of two pictures of one start whose steps have opposite noise: below 0, they say more than two others do.
+correlation c of two pictures of one start whose steps have opposite noise. What the reward has in common at z and -z
+says nothing of the gradient and cancels in such a pair, so its gradient has 1 - c of the variance that two others have.
 """
 
 import argparse
