@@ -87,7 +87,7 @@ def test_the_report_says_what_the_run_did(page: str, run_dir: Path) -> None:
         "In the last batches the bottleneck is the samplers: raise samplers.count from 1 to 2.",
         "rolling out 67%",
         "learner.lr",
-        "tracker_min_count: 2",
+        "train_share: 0.5",
         machine_info()["cpu"],
         "pipe.load_lora_weights",
         "num_inference_steps=6, guidance_scale=1,",
@@ -107,9 +107,9 @@ def test_a_run_without_some_of_its_files_still_has_a_report(missing: str, tmp_pa
 
 
 def test_a_run_that_has_just_begun_has_a_report(tmp_path: Path) -> None:
-    save_config(tmp_path / "new", load(["compressibility"]), ["a cat"])
+    save_config(tmp_path / "new", load(["compressibility", "run.batches=9"]), ["a cat"])
     text = write_report(tmp_path / "new").read_text()
-    assert "0 of 40 batches trained; no two evaluations to compare yet." in text
+    assert "0 of 9 batches trained; no two evaluations to compare yet." in text
 
 
 def test_a_folder_that_is_no_run_is_a_sentence(tmp_path: Path) -> None:
