@@ -71,6 +71,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("experiments", nargs="+")
     exact_float32()
+    torch.set_num_threads(1)  # last bits depend on it
     rows = {name: [f"{part:.2f}" for part in parts(scores(name))] for name in parser.parse_args(arguments).experiments}
     print(table(("experiment", "first noise", "mirrored"), rows))
     return 0
