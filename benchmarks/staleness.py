@@ -39,21 +39,12 @@ from policy.policy import Policy
 from policy.rollout import rollout
 from rewards.base import NamedReward, score_order
 from rewards.registry import resolve
+from studies.cells import WITHOUT_GROUPS
 
 RESULTS = Path("runs/staleness.jsonl")
 REWARD = "compressibility"
 # The shipped experiment, with all steps alike and without groups. docs/asynchrony.md says how these were chosen.
-SETTINGS = [
-    REWARD,
-    "run.batches=30",
-    "evaluation.every=10",
-    "learner.objective_args={}",
-    "buffer.group_size=1",
-    "sampling.same_noise=false",
-    "learner.advantage=per_prompt",
-    "learner.train_share=1",
-    "learner.tracker_min_count=2",
-]
+SETTINGS = [REWARD, "run.batches=30", "evaluation.every=10", "learner.objective_args={}", *WITHOUT_GROUPS]
 AGES = (0, 1, 2, 4, 8)
 SEEDS = (0, 1, 2)
 

@@ -186,6 +186,11 @@ def _check_learner(config: Config) -> None:
             f"learner.kl_target={config.learner.kl_target:g} with learner.kl_weight=0 has no weight to steer: give it "
             "one to start from, such as learner.kl_weight=1"
         )
+    if config.learner.kl_target is not None and not config.sampling.eta:
+        raise UserError(
+            f"learner.kl_target={config.learner.kl_target:g} with sampling.eta=0: without noise in its steps a path "
+            "has no KL to steer by, so set learner.kl_target=null"
+        )
     if config.learner.tracker_min_count > config.learner.tracker_size:
         raise UserError(
             f"learner.tracker_min_count={config.learner.tracker_min_count} is never reached with "

@@ -28,11 +28,6 @@ def make_objective(config: Config) -> Objective:
             f"learner.objective={name} with sampling.eta=0: without noise in its steps a path has no log-prob and no "
             "policy gradient, so set sampling.eta=1, or take a loss on clean pictures such as nft"
         )
-    if config.learner.kl_target is not None and not config.sampling.eta:
-        raise UserError(
-            f"learner.kl_target={config.learner.kl_target:g} with sampling.eta=0: without noise in its steps a path "
-            "has no KL to steer by, so set learner.kl_target=null"
-        )
     if config.learner.kl_weight and not objective.penalises_kl:
         raise UserError(
             f"learner.kl_weight={config.learner.kl_weight:g} with learner.objective={name}, whose loss has no penalty "

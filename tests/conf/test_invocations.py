@@ -84,6 +84,10 @@ BAD = [
         ["compressibility", "sampling.same_noise=true", "buffer.group_size=4", "sampling.eta=0"],
         "sampling.same_noise=true with sampling.eta=0 makes all pictures of a group the same",
     ),
+    (
+        ["nft_compressibility", "sampling.eta=0", "learner.kl_target=0.1"],
+        "learner.kl_target=0.1 with sampling.eta=0: without noise",
+    ),
     (["compressibility", "learner.train_share=0"], "learner.train_share=0.0 must be above 0 and at most 1"),
     (["compressibility", "learner.train_share=0.02", "learner.optimizer_steps=2"], "more than the 1 trajectories"),
     (["compressibility", "learner.train_steps=0"], "learner.train_steps=0 must be at least 1"),
