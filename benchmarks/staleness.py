@@ -39,12 +39,12 @@ from policy.policy import Policy
 from policy.rollout import rollout
 from rewards.base import NamedReward, score_order
 from rewards.registry import resolve
-from studies.cells import WITHOUT_GROUPS
+from studies.cells import PLAIN
 
 RESULTS = Path("runs/staleness.jsonl")
 REWARD = "compressibility"
 # The shipped experiment, with all steps alike and without groups. docs/asynchrony.md says how these were chosen.
-SETTINGS = [REWARD, "run.batches=30", "evaluation.every=10", "learner.objective_args={}", *WITHOUT_GROUPS]
+SETTINGS = [REWARD, "run.batches=30", "evaluation.every=10", "learner.objective_args={}", *PLAIN]
 AGES = (0, 1, 2, 4, 8)
 SEEDS = (0, 1, 2)
 

@@ -15,14 +15,21 @@ from pathlib import Path
 
 from common.terminal import print_anywhere
 from report.svg import Panel, figure
-from studies.cells import WITHOUT_GROUPS, Cell, make, study
+from studies.cells import PLAIN, Cell, make, study
 from studies.curves import Points, against, gains, means, over_seeds, run_of, shown, table
 
 LEARNING_RATES = ("5e-4", "1e-3", "2e-3")
 TUNING, SEEDS = 100, (0, 1, 2)
 STILL_RIGHT = 0.9  # of the base model's share
 BATCH = 64
-COMMON = (*WITHOUT_GROUPS, "run.batches=30", "evaluation.every=3", "guard.action=note")
+COMMON = (
+    *PLAIN,
+    "run.batches=30",
+    "evaluation.every=3",
+    "evaluation.sets={}",
+    "evaluation.scales=[]",
+    "guard.action=note",
+)
 GROUPS = ("buffer.group_size=4", "learner.advantage=by_group", "learner.advantage_args.std=batch")
 ALGORITHMS: dict[str, tuple[str, ...]] = {
     "DDPO_SF": ("learner.objective=ddpo_sf", "learner.objective_args={}", "learner.optimizer_steps=1"),

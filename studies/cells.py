@@ -21,14 +21,15 @@ from conf.load import load
 from evaluation.history import why_stopped
 
 ROOT = Path(__file__).resolve().parent.parent
-# As the paper has it, where an experiment has groups: each picture's prompt by itself, compared with the prompt's last.
-WITHOUT_GROUPS = (
+# Where an experiment has groups: a prompt for each picture, which is compared with the last ones of its prompt.
+ALONE = (
     "buffer.group_size=1",
     "sampling.same_noise=false",
     "learner.advantage=per_prompt",
-    "learner.train_share=1",
     "learner.tracker_min_count=2",
 )
+# As the paper has it: also all pictures are trained on, and there is no penalty on the KL.
+PLAIN = (*ALONE, "learner.train_share=1", "learner.kl_weight=0")
 ONE_THREAD = ("learner.threads=1", "samplers.threads=1")
 
 

@@ -20,7 +20,7 @@ from evaluation.guard import best_by, judge
 from evaluation.history import history, verdict
 from evaluation.tradeoff import knee
 from report.svg import Panel, figure
-from studies.cells import WITHOUT_GROUPS, Cell, make, study
+from studies.cells import PLAIN, Cell, make, study
 from studies.curves import against, gains, means, over_seeds, run_of, shown, table
 
 SEEDS = (0, 1, 2)
@@ -36,7 +36,15 @@ METHODS: dict[str, tuple[str, ...]] = {
     "RWR": ("learner.objective=rwr", "learner.objective_args={temperature: 5.0, passes: 2}"),
     "RWR-sparse": ("learner.objective=rwr_sparse", "learner.objective_args={passes: 2}"),
 }
-RACE = (*WITHOUT_GROUPS, "run.batches=20", "evaluation.every=5", "evaluation.count=128")
+RACE = (
+    *PLAIN,
+    "run.batches=20",
+    "evaluation.every=5",
+    "evaluation.count=128",
+    "evaluation.sets={}",
+    "evaluation.scales=[]",
+    "guard.action=note",
+)
 SETS = {
     "train": "trained prompts",
     "held_out_animals": "new animals",

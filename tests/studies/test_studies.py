@@ -13,7 +13,7 @@ from conf.validate import validate
 from learner.registry import make_objective
 from policy.policy import Policy
 from policy.rollout import rollout
-from studies import algorithms, paper
+from studies import algorithms, paper, settings
 from studies.cells import Cell, is_over, make
 from studies.curves import against, gains, means, over_seeds, shown, spread
 from studies.noise import parts, pictures
@@ -107,3 +107,10 @@ def test_every_algorithm_is_a_run_that_can_be(name: str, tmp_path: Path) -> None
     config = load(algorithms.cell(name, "1e-3", 0).command(tmp_path))
     validate(config)
     make_objective(config)
+
+
+def test_every_cell_of_the_settings_is_a_run_that_can_be(tmp_path: Path) -> None:
+    found = settings.every_cell()
+    assert len({each.name for each in found}) == len(found)
+    for each in found:
+        validate(load(each.command(tmp_path)))

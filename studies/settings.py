@@ -1,0 +1,91 @@
+"""What single settings do: each by itself is changed in the shipped compressibility experiment.
+
+    python -m studies.settings [--runs runs/settings]
+
+Makes what is missing, prints a table, and draws docs/images/settings.svg: for each setting the gain by batches trained,
+and what the judge calls right against the gain. Age of data has a study of its own: benchmarks/staleness.py.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from common.terminal import print_anywhere
+from report.svg import Panel, figure
+from studies.cells import ALONE, Cell, make, study
+from studies.curves import against, gains, means, over_seeds, shown, table
+
+SEEDS = (0, 1, 2)
+COMMON = ("run.batches=15", "evaluation.every=3", "evaluation.sets={}", "evaluation.scales=[]", "guard.action=note")
+SHIPPED: tuple[str, ...] = ()
+VARIED: dict[str, dict[str, tuple[str, ...]]] = {
+    "clip range": {
+        "1e-3": ("learner.clip_range=1e-3",),
+        "5e-3": SHIPPED,
+        "2.5e-2": ("learner.clip_range=2.5e-2",),
+    },
+    "steps trained, of six": {
+        "2": ("learner.train_steps=2",),
+        "4": ("learner.train_steps=4",),
+        "6": SHIPPED,
+    },
+    "pictures of one start": {
+        "1": ALONE,
+        "2": ("buffer.group_size=2",),
+        "4": SHIPPED,
+        "8": ("buffer.group_size=8",),
+    },
+    "guidance": {
+        "1": SHIPPED,
+        "2": ("sampling.guidance=2",),
+        "4": ("sampling.guidance=4",),
+    },
+}
+IMAGE = Path(__file__).resolve().parent.parent / "docs" / "images" / "settings.svg"
+
+
+def cells(setting: str, value: str) -> list[Cell]:
+    """One a seed. What is shipped is one cell, whatever setting it is compared by."""
+    words = VARIED[setting][value]
+    name = f"{setting.replace(',', '').replace(' ', '-')}-{value}" if words else "shipped"
+    return [Cell(f"{name}-{seed}", ("compressibility", *COMMON, *words, f"run.seed={seed}")) for seed in SEEDS]
+
+
+def every_cell() -> list[Cell]:
+    return list({cell.name: cell for s, values in VARIED.items() for v in values for cell in cells(s, v)}.values())
+
+
+def drawn(folder: Path) -> str:
+    rows: dict[str, list[str]] = {}
+    panels: list[list[Panel]] = []
+    for setting, values in VARIED.items():
+        paths = {value: [folder / cell.name for cell in cells(setting, value)] for value in values}
+        gained = {value: [gains(path) for path in found] for value, found in paths.items()}
+        right = {value: [means(path, "judge") for path in found] for value, found in paths.items()}
+        race: Panel = (f"{setting}: gain in base stds", [over_seeds(v, gained[v]) for v in values], "batches trained")
+        kept = [against(value, gained[value], right[value]) for value in values]
+        panels.append([race, ("right, by the judge", kept, "gain in base stds")])
+        rows |= {
+            f"{setting}: {value}": [
+                shown([points[max(points)] for points in gained[value]]),
+                shown([points[max(points)] for points in right[value]], ".2f"),
+            ]
+            for value in values
+        }
+    IMAGE.write_text(figure(panels), encoding="utf-8")
+    return table(("", "gain in base stds", "right, by the judge"), rows)
+
+
+def work(args: argparse.Namespace) -> str:
+    make(every_cell(), args.runs, args.at_once)
+    return drawn(args.runs)
+
+
+def main(arguments: Sequence[str]) -> int:
+    return study(argparse.ArgumentParser(prog="studies.settings", description=__doc__), arguments, work)
+
+
+if __name__ == "__main__":
+    print_anywhere()
+    sys.exit(main(sys.argv[1:]))
