@@ -8,7 +8,6 @@ difference to k = 0 is taken seed by seed.
 """
 
 import argparse
-import math
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from benchmarks.staleness import AGES, RESULTS, SEEDS, Cell, finished
 from common.terminal import print_anywhere
 from conf.load import load
 from report.svg import Curve, figure
+from studies.curves import over_seeds, shown, spread
 
 NAMES = {False: "plain", True: "decoupled"}
 HEAD = (
@@ -41,11 +41,6 @@ def gains(line: dict[str, Any]) -> dict[int, float]:
     }
 
 
-def spread(values: list[float]) -> tuple[float, float]:
-    """Mean and its standard error, which is nan for a single value."""
-    return float(np.mean(values)), float(np.std(values, ddof=1) / math.sqrt(len(values))) if values[1:] else math.nan
-
-
 def table(study: dict[tuple[int, bool], Lines]) -> str:
     """Markdown. KL of the last batch; clipping and effective sample size are means over the batches."""
     rows = [HEAD]
@@ -55,10 +50,10 @@ def table(study: dict[tuple[int, bool], Lines]) -> str:
         cells = [
             str(k),
             NAMES[decoupled] if k else "either",
-            _shown(spread([last_gain(line) for line in lines]), "+.2f"),
-            _shown(spread(difference), "+.2f") if k else "",
-            _shown(spread([line["batches"][-1]["kl/base"] for line in lines]), ".0f"),
-            *(_shown(spread([_mean(line, name) for line in lines]), ".2f") for name in ("clip_fraction", "ess/step")),
+            shown([last_gain(line) for line in lines]),
+            shown(difference) if k else "",
+            shown([line["batches"][-1]["kl/base"] for line in lines], ".0f"),
+            *(shown([_mean(line, name) for line in lines], ".2f") for name in ("clip_fraction", "ess/step")),
         ]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
@@ -72,17 +67,13 @@ def _mean(line: dict[str, Any], name: str) -> float:
     return float(np.mean([batch[name] for batch in line["batches"]]))
 
 
-def _shown(value: tuple[float, float], form: str) -> str:
-    return f"{value[0]:{form}} ± {value[1]:{form.lstrip('+')}}"
-
-
 def drawing(study: dict[tuple[int, bool], Lines]) -> str:
     """SVG: above the gain at the end against k, below the way there with each objective."""
     by_age = [_curve_by_age(study, decoupled) for decoupled in (False, True)]
     by_batch = [
         (
             f"gain in base stds, {NAMES[decoupled]}",
-            [_curve_by_batch(f"k = {k}", study[k, decoupled and k > 0]) for k in AGES],
+            [over_seeds(f"k = {k}", [gains(line) for line in study[k, decoupled and k > 0]]) for k in AGES],
             "batches trained",
         )
         for decoupled in (False, True)
@@ -93,12 +84,6 @@ def drawing(study: dict[tuple[int, bool], Lines]) -> str:
 def _curve_by_age(study: dict[tuple[int, bool], Lines], decoupled: bool) -> Curve:
     ends = [spread([last_gain(line) for line in study[k, decoupled and k > 0]]) for k in AGES]
     return Curve(NAMES[decoupled], AGES, [mean for mean, _ in ends], "points", [error for _, error in ends])
-
-
-def _curve_by_batch(name: str, lines: Lines) -> Curve:
-    seeds = [gains(line) for line in lines]
-    points = {version: spread([seed[version] for seed in seeds]) for version in seeds[0]}
-    return Curve(name, list(points), [mean for mean, _ in points.values()], "points", [e for _, e in points.values()])
 
 
 def main() -> None:

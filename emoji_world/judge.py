@@ -12,13 +12,13 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 from PIL import Image
 
 from buffer.run_folder import RunFolder
 from common.errors import UserError, in_one_line
 from common.terminal import print_anywhere
 from emoji_world.classifier import accuracy, classify
+from evaluation.measures import pairs_of
 from evaluation.summary import Comparison, compare
 from policy.policy import Policy
 from policy.rollout import rollout
@@ -86,16 +86,12 @@ def captions(run_dir: Path) -> list[str]:
     """Of the first evaluation's first pairs: as that one has them, then as the last has them, pair by pair."""
     run = RunFolder(run_dir)
     rewards, evaluations = tuple(run.config.rewards), list(run.evaluations.values())
-    pairs = _pairs(evaluations[0])[:SHOWN]
+    pairs = pairs_of(evaluations[0])[:SHOWN]
     found = []
     for rows in (evaluations[0], evaluations[-1]):
-        of_pair = dict(zip(_pairs(rows), captions_of(rows, rewards), strict=True))
+        of_pair = dict(zip(pairs_of(rows), captions_of(rows, rewards), strict=True))
         found += [of_pair.get((prompt, seed), prompt) for prompt, seed in pairs]
     return found
-
-
-def _pairs(rows: pa.Table) -> list[tuple[str, int]]:
-    return list(zip(rows["prompt"].to_pylist(), rows["seed"].to_pylist(), strict=True))
 
 
 def checked(run_dir: Path) -> Comparison:

@@ -25,6 +25,11 @@ def reward_names(rows: pa.Table) -> list[str]:
     ]
 
 
+def pairs_of(rows: pa.Table) -> list[tuple[str, int]]:
+    """Prompt and seed of each row."""
+    return list(zip(rows["prompt"].to_pylist(), rows["seed"].to_pylist(), strict=True))
+
+
 def measures(rows: pa.Table) -> dict[str, np.ndarray]:
     """float64 [n] each, in the order of rows, without pictures that have none; a measure without any value is left
     out."""

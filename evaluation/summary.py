@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from buffer.run_folder import RunFolder
-from evaluation.measures import measures
+from evaluation.measures import measures, pairs_of
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def curve(evaluations: dict[int, pa.Table], measure: str = "reward") -> list[Poi
     """The mean of a measure (evaluation/measures.py) at each evaluated version; those without it are left out."""
     found = {version: measures(table).get(measure, np.empty(0)) for version, table in evaluations.items()}
     return [
-        Point(version, len(values), float(values.mean()), _standard_error(values))
+        Point(version, len(values), float(values.mean()), standard_error(values))
         for version, values in found.items()
         if len(values)
     ]
@@ -108,7 +108,7 @@ def compare_tables(evaluations: dict[int, pa.Table], reward: str = "reward") -> 
         after_mean=float(new.mean()),
         after_std=_std(new),
         difference=float((new - old).mean()),
-        standard_error=_standard_error(new - old),
+        standard_error=standard_error(new - old),
     )
 
 
@@ -126,8 +126,8 @@ def by_prompt(evaluations: dict[int, pa.Table]) -> list[tuple[str, float, float]
 
 def _by_pair(table: pa.Table, reward: str) -> dict[tuple[str, int], float]:
     """(prompt, seed) -> reward, without what was set aside."""
-    columns = (table[name].to_pylist() for name in ("prompt", "seed", reward))
-    return {(prompt, seed): value for prompt, seed, value in zip(*columns, strict=True) if value is not None}
+    values = zip(pairs_of(table), table[reward].to_pylist(), strict=True)
+    return {pair: value for pair, value in values if value is not None}
 
 
 def _std(values: np.ndarray) -> float:
@@ -137,5 +137,6 @@ def _std(values: np.ndarray) -> float:
     return float(values.std(ddof=1)) if len(values) > 1 else math.nan
 
 
-def _standard_error(values: np.ndarray) -> float:
+def standard_error(values: np.ndarray) -> float:
+    """Of the mean of `values`; nan for a single one."""
     return _std(values) / math.sqrt(len(values))

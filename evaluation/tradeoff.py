@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from evaluation.summary import standard_error
+
 
 def knee(gained: Sequence[float], kept: Sequence[float]) -> int:
     """The place of the point that lies farthest beyond the straight line from the first to the last.
@@ -33,4 +35,4 @@ def _cell(values: np.ndarray | None) -> str:
     if values is None:
         return ""
     mean = f"{values.mean():.4f}"
-    return f"{mean} ± {values.std(ddof=1) / len(values) ** 0.5:.4f}" if len(values) > 1 else mean
+    return f"{mean} ± {standard_error(values):.4f}" if len(values) > 1 else mean

@@ -1,7 +1,6 @@
 """What the report says of evaluations: the reward, each set's other measures, and what the guard saw."""
 
 import html
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,8 +11,8 @@ from buffer.run_folder import RunFolder
 from conf.evaluations import scale_set
 from evaluation.guard import best_by
 from evaluation.history import history, verdict
-from evaluation.measures import measures, reward_names
-from evaluation.summary import compare_tables, curve
+from evaluation.measures import measures, pairs_of, reward_names
+from evaluation.summary import compare_tables, curve, standard_error
 from report.sections import MEAN_REWARD, series, signed, table
 from report.svg import Curve, chart, number
 
@@ -70,22 +69,18 @@ def by_scale(run: RunFolder) -> dict[float, pa.Table]:
     if last is None or not {min(run.evaluations), last} <= run.evaluations.keys():
         return {}
     found = {scale: tables[last] for scale, tables in scales.items() if last in tables}
-    pairs = {*_pairs(next(iter(found.values())))}
+    pairs = {*pairs_of(next(iter(found.values())))}
 
-    def of_pairs(rows: pa.Table) -> pa.Table:
-        return rows.filter(pa.array([pair in pairs for pair in _pairs(rows)]))
+    def ofpairs_of(rows: pa.Table) -> pa.Table:
+        return rows.filter(pa.array([pair in pairs for pair in pairs_of(rows)]))
 
-    ends = {0.0: of_pairs(run.evaluations[min(run.evaluations)]), 1.0: of_pairs(run.evaluations[last])}
+    ends = {0.0: ofpairs_of(run.evaluations[min(run.evaluations)]), 1.0: ofpairs_of(run.evaluations[last])}
     return dict(sorted((found | ends).items()))
-
-
-def _pairs(rows: pa.Table) -> list[tuple[str, int]]:
-    return list(zip(rows["prompt"].to_pylist(), rows["seed"].to_pylist(), strict=True))
 
 
 def _scale_curve(name: str, points: Mapping[float, np.ndarray | None]) -> Curve:
     there = {scale: values for scale, values in points.items() if values is not None}
-    errors = [float(v.std(ddof=1)) / len(v) ** 0.5 if len(v) > 1 else math.nan for v in there.values()]
+    errors = [standard_error(values) for values in there.values()]
     return Curve(name, list(there), [float(values.mean()) for values in there.values()], "points", errors)
 
 

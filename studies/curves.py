@@ -9,7 +9,7 @@ import numpy as np
 from buffer.run_folder import RunFolder
 from conf.evaluations import FIRST
 from evaluation.measures import measures
-from evaluation.summary import curve
+from evaluation.summary import curve, standard_error
 from report.svg import Curve
 
 Points = dict[int, float]  # by version
@@ -36,8 +36,7 @@ def means(path: Path, measure: str, name: str = FIRST) -> Points:
 
 def spread(values: Sequence[float]) -> tuple[float, float]:
     """Mean and its standard error over seeds, which is nan for a single one."""
-    several = len(values) > 1
-    return float(np.mean(values)), float(np.std(values, ddof=1) / len(values) ** 0.5) if several else float("nan")
+    return float(np.mean(values)), standard_error(np.asarray(values))
 
 
 def shown(values: Sequence[float], form: str = "+.2f") -> str:
