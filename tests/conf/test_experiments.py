@@ -17,6 +17,7 @@ from tests.running import ROOT, SMALL
 from tests.running_local import run_local
 
 PAIRS = ("compressibility", "incompressibility", "aesthetic", "alignment", "counting")
+BASELINES = ("rwr", "rwr_sparse")  # of the paper, with Stable Diffusion alone
 SIZES = [setting for setting in SMALL if not setting.startswith(("prompts.", "rewards."))]
 
 
@@ -33,7 +34,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_each_experiment_is_there_for_emoji_world_and_for_stable_diffusion() -> None:
-    assert {*PAIRS, *(f"sd15_{name}" for name in PAIRS)} <= set(experiments())
+    assert {*PAIRS, *(f"sd15_{name}" for name in PAIRS + BASELINES)} <= set(experiments())
 
 
 @pytest.mark.parametrize("name", experiments())
@@ -42,12 +43,18 @@ def test_each_experiment_is_valid(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name.endswith("compressibility") else []) for name in PAIRS]
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name.endswith("compressibility") else [])
+        for name in PAIRS + BASELINES
+    ],
 )
 def test_the_variant_for_stable_diffusion_runs_with_small_models_in_its_place(
     name: str, models: Path, tmp_path: Path
 ) -> None:
     paths = {
+        "rwr": ["learner.optimizer_steps=2"],
+        "rwr_sparse": ["learner.optimizer_steps=1"],
         "compressibility": [],
         "incompressibility": [],
         "aesthetic": [f"rewards.aesthetic.args.model={models}/clip", f"rewards.aesthetic.args.head={models}/head.pth"],
