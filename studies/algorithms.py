@@ -24,34 +24,24 @@ STILL_RIGHT = 0.9  # of the base model's share
 BATCH = 64
 COMMON = (
     *PLAIN,
-    "run.batches=30",
+    "run.batches=24",
     "evaluation.every=3",
     "evaluation.sets={}",
     "evaluation.scales=[]",
     "guard.action=note",
 )
+BY_STD = ("learner.objective=ddpo_is", "learner.objective_args={step_weight: std}")
 GROUPS = ("buffer.group_size=4", "learner.advantage=by_group", "learner.advantage_args.std=batch")
+ONE_START = (*GROUPS, "sampling.same_noise=true", "learner.train_share=0.5")
+KL = "learner.kl_weight=0.01"
 ALGORITHMS: dict[str, tuple[str, ...]] = {
     "DDPO_SF": ("learner.objective=ddpo_sf", "learner.objective_args={}", "learner.optimizer_steps=1"),
     "DDPO_IS": ("learner.objective=ddpo_is", "learner.objective_args={}"),
-    "DDPO_IS, by σ": ("learner.objective=ddpo_is", "learner.objective_args={step_weight: std}"),
-    "DDPO_IS, by σ, by group": (
-        "learner.objective=ddpo_is",
-        "learner.objective_args={step_weight: std}",
-        *GROUPS,
-    ),
-    "DDPO_IS, by σ, by group of one start": (
-        "learner.objective=ddpo_is",
-        "learner.objective_args={step_weight: std}",
-        *GROUPS,
-        "sampling.same_noise=true",
-        "learner.train_share=0.5",
-    ),
-    "DDPO_IS, by σ, KL": (
-        "learner.objective=ddpo_is",
-        "learner.objective_args={step_weight: std}",
-        "learner.kl_weight=0.01",
-    ),
+    "DDPO_IS, by σ": BY_STD,
+    "DDPO_IS, by σ, by group": (*BY_STD, *GROUPS),
+    "DDPO_IS, by σ, by group of one start": (*BY_STD, *ONE_START),
+    "DDPO_IS, by σ, by group of one start, KL": (*BY_STD, *ONE_START, KL),
+    "DDPO_IS, by σ, KL": (*BY_STD, KL),
     "RWR": ("learner.objective=rwr", "learner.objective_args={temperature: 5.0}"),
     "RWR-sparse": ("learner.objective=rwr_sparse",),
     "NFT": ("learner.objective=nft", "learner.kl_weight=0.1"),

@@ -17,7 +17,7 @@ from studies.cells import ALONE, Cell, make, study
 from studies.curves import against, gains, means, over_seeds, shown, table
 
 SEEDS = (0, 1, 2)
-COMMON = ("run.batches=15", "evaluation.every=3", "evaluation.sets={}", "evaluation.scales=[]", "guard.action=note")
+COMMON = ("run.batches=20", "evaluation.every=4", "evaluation.sets={}", "evaluation.scales=[]", "guard.action=note")
 SHIPPED: tuple[str, ...] = ()
 VARIED: dict[str, dict[str, tuple[str, ...]]] = {
     "clip range": {
