@@ -52,7 +52,7 @@ SETTINGS = [
     "evaluation.grid=4",
     "evaluation.every=1000",
     "samplers.count=3",
-    "samplers.num_cpus=0.75",  # each host has room for one
+    "samplers.num_cpus=0.75",  # each host has room for one, and for all rewards beside it
     "samplers.threads=1",
     "learner.threads=1",
     "learner.microbatch=48",
@@ -63,6 +63,8 @@ SETTINGS = [
     "rewards.mine.num_cpus=0.1",
     "rewards.mine.timeout_s=7200",  # who waits for a host to come back does not hang
     "rewards.compressibility.num_cpus=0.1",
+    "rewards.clip.num_cpus=0.02",
+    "rewards.judge.num_cpus=0.02",
     "run.name=run",
 ]
 
