@@ -30,6 +30,12 @@ from conf.texts import check_texts
 from prompts.sets import named_sets
 
 CONF = Path(__file__).resolve().parent
+# What is meant for one objective or advantage and no other, with its default. A penalty on the KL is in the unit of its
+# objective's loss.
+BELONGS: dict[str, dict[str, Any]] = {
+    "objective": {"objective_args": {}, "kl_weight": 0.0, "kl_target": None},
+    "advantage": {"advantage_args": {}},
+}
 HELP = """usage: python launch.py EXPERIMENT [KEY=VALUE ...]
 
   python launch.py compressibility samplers.count=2 learner.lr=1e-4
@@ -184,16 +190,16 @@ def merge(below: dict[str, Any], layer: dict[str, Any], where: str) -> dict[str,
     """`layer` over `below`; `where` begins the sentence of the UserError for unknown keys and wrong types.
 
     A layer that says where the prompts come from replaces what the layers below it said; so does one that names another
-    objective or advantage, with that one's arguments.
+    objective or advantage, with what belongs to that one.
     """
     _check(layer, Config, "", where)
     if any(value is not None for value in layer.get("prompts", {}).values()):
         layer = {**layer, "prompts": {"set": None, "list": None, "file": None, **layer["prompts"]}}
     merged: dict[str, Any] = _over(below, layer)
     learner = layer.get("learner", {})
-    for kind in ("objective", "advantage"):
+    for kind, own in BELONGS.items():
         if kind in learner and not _share_arguments(below.get("learner", {}).get(kind), learner[kind]):
-            merged["learner"][f"{kind}_args"] = learner.get(f"{kind}_args", {})
+            merged["learner"] |= {name: learner.get(name, default) for name, default in own.items()}
     return merged
 
 

@@ -79,7 +79,7 @@ BAD = [
     (["compressibility", "evaluation.count=100"], "evaluation.count=100 is not divisible by buffer.order_size=16"),
     (["compressibility", "evaluation.grid=129"], "evaluation.grid=129 is more than evaluation.count=128"),
     (["compressibility", "buffer.group_size=3"], "buffer.batch_size=64 is not divisible by buffer.group_size=3"),
-    (["alignment", "sampling.same_noise=true"], "sampling.same_noise=true with buffer.group_size=1"),
+    (["counting", "sampling.same_noise=true"], "sampling.same_noise=true with buffer.group_size=1"),
     (
         ["compressibility", "sampling.same_noise=true", "buffer.group_size=4", "sampling.eta=0"],
         "sampling.same_noise=true with sampling.eta=0 makes all pictures of a group the same",
@@ -93,7 +93,10 @@ BAD = [
     (["compressibility", "learner.train_steps=0"], "learner.train_steps=0 must be at least 1"),
     (["compressibility", "learner.train_steps=7"], "learner.train_steps=7 is more than sampling.steps=6"),
     (["compressibility", "learner.optimizer_steps=65"], "learner.optimizer_steps=65 is more than"),
-    (["compressibility", "learner.kl_target=0.1"], "learner.kl_target=0.1 with learner.kl_weight=0 has no weight"),
+    (
+        ["compressibility", "learner.kl_weight=0", "learner.kl_target=0.1"],
+        "learner.kl_target=0.1 with learner.kl_weight=0 has no weight",
+    ),
     (["compressibility", "learner.kl_weight=-1"], "learner.kl_weight=-1"),
     (["compressibility", "learner.tracker_min_count=33"], "learner.tracker_min_count=33 is never reached"),
     (

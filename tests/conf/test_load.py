@@ -151,6 +151,12 @@ def test_arguments_belong_to_the_objective_that_they_were_given_for() -> None:
     assert load(["compressibility", "learner.advantage=by_batch"]).learner.advantage_args == {}
     own = ["compressibility", "learner.objective=nft", "learner.objective_args={levels: 2}"]
     assert load(own).learner.objective_args == {"levels": 2}
+    pulled = ["compressibility", "learner.kl_weight=0.5", "learner.kl_target=0.1"]
+    assert (load(pulled).learner.kl_weight, load(pulled).learner.kl_target) == (0.5, 0.1)
+    sf = load(["compressibility", "learner.objective=ddpo_sf"]).learner
+    assert sf.kl_weight == load(["compressibility"]).learner.kl_weight > 0
+    other = load(["compressibility", "learner.objective=mine:Mine"]).learner
+    assert (other.kl_weight, other.kl_target) == (0.0, None)
 
 
 def test_an_empty_mapping_takes_away_what_is_below() -> None:
