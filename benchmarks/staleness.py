@@ -43,7 +43,7 @@ from studies.cells import PLAIN
 
 RESULTS = Path("runs/staleness.jsonl")
 REWARD = "compressibility"
-# The shipped experiment, with all steps alike and without groups. docs/asynchrony.md says how these were chosen.
+# The shipped experiment, with all steps alike, no groups and no penalty. docs/asynchrony.md says how these were chosen.
 SETTINGS = [REWARD, "run.batches=30", "evaluation.every=10", "learner.objective_args={}", *PLAIN]
 AGES = (0, 1, 2, 4, 8)
 SEEDS = (0, 1, 2)

@@ -16,7 +16,7 @@ from pathlib import Path
 from common.terminal import print_anywhere
 from report.svg import Panel, figure
 from studies.cells import PLAIN, Cell, make, study
-from studies.curves import Points, against, gains, means, over_seeds, run_of, shown, table
+from studies.curves import Points, against, gains, last, means, over_seeds, run_of, shown, table
 
 LEARNING_RATES = ("5e-4", "1e-3", "2e-3")
 TUNING, SEEDS = 100, (0, 1, 2)
@@ -83,8 +83,8 @@ def drawn(rates: dict[str, str], folder: Path) -> str:
     rows = {
         name: [
             rates[name],
-            shown([_last(points) for points in gained[name]]),
-            shown([_last(points) for points in right[name]], ".2f"),
+            shown([last(points) for points in gained[name]]),
+            shown([last(points) for points in right[name]], ".2f"),
             shown([best_while_right(g, r) for g, r in zip(gained[name], right[name], strict=True)]),
             shown([_seconds(path) for path in found], ".0f"),
         ]
@@ -99,10 +99,6 @@ def drawn(rates: dict[str, str], folder: Path) -> str:
         "seconds a run",
     )
     return table(head, rows)
-
-
-def _last(points: Points) -> float:
-    return points[max(points)]
 
 
 def _seconds(path: Path) -> float:

@@ -34,6 +34,11 @@ def means(path: Path, measure: str, name: str = FIRST) -> Points:
     return {point.version: point.mean for point in curve(run_of(path).sets[name], measure)}
 
 
+def last(points: Points) -> float:
+    """At the highest version."""
+    return points[max(points)]
+
+
 def spread(values: Sequence[float]) -> tuple[float, float]:
     """Mean and its standard error over seeds, which is nan for a single one."""
     return float(np.mean(values)), standard_error(np.asarray(values))

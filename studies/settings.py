@@ -14,7 +14,7 @@ from pathlib import Path
 from common.terminal import print_anywhere
 from report.svg import Panel, figure
 from studies.cells import ALONE, Cell, make, study
-from studies.curves import against, gains, means, over_seeds, shown, table
+from studies.curves import against, gains, last, means, over_seeds, shown, table
 
 SEEDS = (0, 1, 2)
 COMMON = ("run.batches=20", "evaluation.every=4", "evaluation.sets={}", "evaluation.scales=[]", "guard.action=note")
@@ -68,8 +68,8 @@ def drawn(folder: Path) -> str:
         panels.append([race, ("right, by the judge", kept, "gain in base stds")])
         rows |= {
             f"{setting}: {value}": [
-                shown([points[max(points)] for points in gained[value]]),
-                shown([points[max(points)] for points in right[value]], ".2f"),
+                shown([last(points) for points in gained[value]]),
+                shown([last(points) for points in right[value]], ".2f"),
             ]
             for value in values
         }
