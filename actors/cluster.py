@@ -37,9 +37,9 @@ def cluster(config: Config) -> Iterator[dict[str, float]]:
         # Not the folder where the user stands: a file types.py in it would keep Python itself from starting.
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         env_vars = {"PYTHONPATH": os.pathsep.join(paths)}
-        if config.buffer.max_staleness > 0:
-            # Roles that overlap share this machine's cores. By default OpenMP's threads spin while they wait for one
-            # another, which is quickest for one process alone and makes two of them many times slower.
+        if _crowds_the_cores(config):
+            # By default OpenMP's threads spin while they wait for one another, which is quickest for one process alone
+            # and makes two of them many times slower.
             env_vars["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "passive")
         where: dict[str, Any] = {
             "address": "local",
@@ -95,6 +95,12 @@ def _offer_board(session_dir: str) -> None:
     metrics = os.environ.get("RAY_METRICS_OUTPUT_ROOT", f"{session_dir}/metrics")
     boards = os.environ.get("RAY_METRICS_GRAFANA_DASHBOARD_OUTPUT_DIR", f"{metrics}/grafana/dashboards")
     shutil.copy(BOARD, boards)
+
+
+def _crowds_the_cores(config: Config) -> bool:
+    """Whether processes of several threads each may compute at once on the cores of this machine."""
+    teams = any(role.count > 1 and role.threads > 1 for role in (config.samplers, config.learner))
+    return teams or config.buffer.max_staleness > 0
 
 
 def _resources() -> dict[str, float]:

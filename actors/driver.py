@@ -42,9 +42,9 @@ from buffer.settings import combination_of, rules_of
 from common.errors import RunStopped, UserError
 from conf import scale
 from conf.resume import save_config
-from conf.schema import Config
+from conf.schema import Config, LearnerConfig, WorkerConfig
 from mirror.mirroring import Mirroring
-from monitoring.advice import Advice, Window, advise, role_of
+from monitoring.advice import Advice, Cores, Window, advise, role_of
 from monitoring.display import Snapshot
 from monitoring.metrics import means_of
 from report.record import by_place, record_sitting
@@ -270,8 +270,15 @@ class Driver:
         self.window.hear(trained, time.monotonic(), news.seconds, counts)
         if trained + config.max_staleness > self.config.run.batches:
             return {}
-        self.advice = advise(*self.window.read(), counts, config.batch_size, config.order_size, config.max_staleness)
+        sizes = config.batch_size, config.order_size, config.max_staleness
+        self.advice = advise(*self.window.read(), counts, *sizes, self._cores())
         return self.advice.numbers() if self.advice else {}
+
+    def _cores(self) -> Cores:
+        roles: dict[str, WorkerConfig | LearnerConfig]
+        roles = {"samplers": self.config.samplers, "learner": self.config.learner}
+        on_cores = {role: needs.threads for role, needs in roles.items() if not needs.num_gpus}
+        return Cores(ray.cluster_resources().get("CPU", math.inf), on_cores)
 
     def _sampler(self, worker: str) -> list[ActorHandle[Any]]:
         needs = self.config.samplers

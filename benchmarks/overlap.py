@@ -3,6 +3,7 @@
     python -m benchmarks.overlap waits      # rollout, reward and learner wait equally long: the ideal gain is 3
     python -m benchmarks.overlap service    # the shipped model, and a reward that waits as long as the rest computes
     python -m benchmarks.overlap threads    # the shipped model in overlap: OpenMP's threads that spin, or that sleep
+    python -m benchmarks.overlap samplers   # the shipped model: one sampler of two threads, or two of one thread
 
 waits: the real fleet, buffer and driver, with a model so small that its computing hardly counts, and waits in place of
 it: 1 s an order in rollout and in reward, 4 s a batch of four orders in the learner. The synchronous run rolls out a
@@ -18,6 +19,9 @@ would, to several requests at once: max_staleness=0, which with such a reward is
 
 threads: Emoji World with the settings of the compressibility experiment at max_staleness=2. Sampler and learner compute
 at once, with two threads each, on whatever cores there are; OMP_WAIT_POLICY says how threads wait for one another.
+
+samplers: Emoji World with the settings of the compressibility experiment, at max_staleness=0: the samplers and the
+learner, which has two threads, take turns.
 
 Runs alternate, A B A B. The time of a batch is the mean over the middle of a run, from the journal.
 """
@@ -45,6 +49,8 @@ BATCH_S = 4.0  # of rollout, of reward, and of the learner
 ORDERS = 4
 LITTLE_COMPUTING = ["sampling.steps=2", "sampling.guidance=1", "learner.optimizer_steps=1", "learner.microbatch=16"]
 REQUESTS = 8  # that the remote service takes at once
+ONE_OF_TWO = ("samplers.count=1", "samplers.threads=2")
+TWO_OF_ONE = ("samplers.count=2", "samplers.threads=1")
 
 
 def batch_seconds(folder: Path, arguments: Sequence[str], reward_s: float, delays: str = "") -> float:
@@ -108,11 +114,21 @@ def service(folder: Path, pairs: int) -> None:
 def threads(folder: Path, pairs: int) -> None:
     def waiting(policy: str) -> float:
         os.environ["OMP_WAIT_POLICY"] = policy
-        return batch_seconds(folder, ["buffer.max_staleness=2", "evaluation.count=16"], 0.0)
+        return batch_seconds(folder, [*ONE_OF_TWO, "buffer.max_staleness=2", "evaluation.count=16"], 0.0)
 
     kinds = {"spinning": partial(waiting, "active"), "sleeping": partial(waiting, "passive")}
     ratio, spread = compare(kinds, pairs)
     print(f"threads that sleep give {ratio:.2f} ± {spread:.2f} times the throughput of threads that spin")
+
+
+def samplers(folder: Path, pairs: int) -> None:
+    def times(*settings: str) -> float:
+        return batch_seconds(folder, [*settings, "evaluation.count=16"], 0.0)
+
+    ratio, spread = compare(
+        {"one sampler of two threads": partial(times, *ONE_OF_TWO), "two of one": partial(times, *TWO_OF_ONE)}, pairs
+    )
+    print(f"two samplers of one thread give {ratio:.2f} ± {spread:.2f} times the throughput of one of two threads")
 
 
 def compare(kinds: Mapping[str, Callable[[], float]], pairs: int) -> tuple[float, float]:
@@ -127,14 +143,17 @@ def compare(kinds: Mapping[str, Callable[[], float]], pairs: int) -> tuple[float
     return float(np.mean(ratios)), float(np.std(ratios, ddof=1)) if pairs > 1 else float("nan")
 
 
+KINDS = {"waits": waits, "service": service, "threads": threads, "samplers": samplers}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("waits", "service", "threads"))
+    parser.add_argument("what", choices=KINDS)
     parser.add_argument("--pairs", type=int, default=3)
     options = parser.parse_args()
     print(machine_line())
     with tempfile.TemporaryDirectory(prefix="ddpo-") as temporary:
-        {"waits": waits, "service": service, "threads": threads}[options.what](Path(temporary), options.pairs)
+        KINDS[options.what](Path(temporary), options.pairs)
     print(machine_line())
 
 

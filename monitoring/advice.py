@@ -15,14 +15,16 @@ of N orders where rollouts are slower than rewards, R + N W/m + L where they are
 slowest role's time alone, max(N R/n, N W/m, L). What the model does not know (publishing, uneven orders) is what the
 measured batches took longer than it says; that is added to what it says of other counts.
 
-It takes for granted that one more worker has hardware of its own, and that N ranks of the learner train N times as
-fast as one.
+It takes for granted that one more actor of a reward has hardware of its own, and that N ranks of the learner train N
+times as fast as one. Samplers and learner without a GPU compute on the cluster's cores (`Cores`): where the threads of
+those that compute at once would be more than these, one more of them gains nothing, and is not advised.
 """
 
 import itertools
+import math
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 Seconds = Mapping[str, float]  # by occupation
@@ -35,6 +37,14 @@ STALENESS = "buffer.max_staleness"
 
 
 @dataclass(frozen=True)
+class Cores:
+    """What samplers and learner compute on where they have no GPU."""
+
+    of_the_cluster: float = math.inf
+    threads: Mapping[str, int] = field(default_factory=dict)  # of one actor, for each role that computes on them
+
+
+@dataclass(frozen=True)
 class Pipeline:
     """What decides the pace. Roles are named by their settings: "samplers", "rewards.aesthetic", "learner"."""
 
@@ -43,6 +53,7 @@ class Pipeline:
     batch_size: int
     orders: int  # of one batch
     max_staleness: int
+    cores: Cores
 
     @property
     def bottleneck(self) -> str:
@@ -52,6 +63,16 @@ class Pipeline:
     def capacity(self, role: str) -> float:
         """Trajectories a second that the role's actors could do if they never waited."""
         return self.batch_size * self.counts[role] / self.work[role]
+
+    @property
+    def threads_at_once(self) -> int:
+        """That compute on the cores. Without staleness samplers and learner take turns."""
+        by_role = [self.counts[role] * threads for role, threads in self.cores.threads.items()]
+        return sum(by_role) if self.max_staleness else max(by_role, default=0)
+
+    def has_room_for(self, other: "Pipeline") -> bool:
+        """Whether the cores carry `other`, or it takes no more of them than this one does."""
+        return other.threads_at_once <= max(self.cores.of_the_cluster, self.threads_at_once)
 
     def raised(self, settings: tuple[str, ...]) -> "Pipeline":
         """With one more of each."""
@@ -68,6 +89,7 @@ class Advice:
     waiting: dict[str, float]  # share of its time that each role waited, 0 to 1
     waits_for: dict[str, str]  # whom each role waited for most, of those that did
     until: tuple[int, float] | None  # the count to which raising goes on to help, and what is expected then
+    crowded: bool  # whether something would help if the cluster had more cores
 
     @property
     def raises(self) -> dict[str, tuple[int, int]]:
@@ -80,6 +102,9 @@ class Advice:
     def sentence(self) -> str:
         """What to do, for a person."""
         bottleneck, then = self.pipeline.bottleneck, self.better.bottleneck
+        if not self.raises and self.crowded:
+            has = f"{self.pipeline.cores.of_the_cluster:g}"
+            return f"the bottleneck is {_in_words(bottleneck)}, and the {has} CPU cores are taken: only more would help"
         if not self.raises:
             return f"the bottleneck is {_in_words(bottleneck)}, but one more of everything would gain less than 5%"
         steps = [f"{setting} from {before} to {after}" for setting, (before, after) in self.raises.items()]
@@ -127,6 +152,7 @@ def advise(
     batch_size: int,
     order_size: int,
     max_staleness: int,
+    cores: Cores,
 ) -> Advice | None:
     """From what the workers did while `batches` batches were trained in `elapsed_s` seconds. None: too little is known.
 
@@ -144,13 +170,14 @@ def advise(
     if batches < LEAST_BATCHES or elapsed_s <= 0 or any(work[role] <= 0 for role in counts):
         return None
     works = {role: work[role] for role in counts}
-    now = Pipeline(dict(counts), works, batch_size, batch_size // order_size, max_staleness)
+    now = Pipeline(dict(counts), works, batch_size, batch_size // order_size, max_staleness, cores)
     unexplained = max(0.0, elapsed_s / batches - seconds_per_batch(now))
 
     def expected(pipeline: Pipeline) -> float:
         return batch_size / (seconds_per_batch(pipeline) + unexplained)
 
     better = _least_that_helps(now, expected)
+    roomy = replace(now, cores=Cores())
     busy = {role: work[role] * batches for role in counts}
     return Advice(
         pipeline=now,
@@ -160,16 +187,18 @@ def advise(
         waiting={role: sum(waited[role].values()) / (busy[role] + sum(waited[role].values())) for role in counts},
         waits_for={role: max(whom, key=lambda one: whom[one]) for role, whom in waited.items() if whom},
         until=_until(now, better, expected),
+        crowded=better is now and _least_that_helps(roomy, expected) is not roomy,
     )
 
 
 def _least_that_helps(now: Pipeline, expected: Callable[[Pipeline], float]) -> Pipeline:
     """One more of one thing, whichever gains most; of two things where no single one gains; and so on. `now` itself
-    if one more of everything gains nothing."""
+    if one more of everything that there is room for gains nothing."""
     settings = sorted(now.counts, key=lambda role: role == "learner")  # the learner last, where all else is equal
     settings += [STALENESS] if now.max_staleness == 0 else []
     for many in range(1, len(settings) + 1):
-        better = max((now.raised(some) for some in itertools.combinations(settings, many)), key=expected)
+        raised = map(now.raised, itertools.combinations(settings, many))
+        better = max(filter(now.has_room_for, raised), key=expected, default=now)
         if expected(better) >= WORTHWHILE * expected(now):
             return better
     return now
@@ -183,7 +212,7 @@ def _until(now: Pipeline, better: Pipeline, expected: Callable[[Pipeline], float
     best = better
     for _ in range(MOST_RAISED):
         further = best.raised((raised[0],))
-        if expected(further) < WORTHWHILE * expected(best):
+        if not now.has_room_for(further) or expected(further) < WORTHWHILE * expected(best):
             break
         best = further
     return (best.counts[raised[0]], expected(best)) if best is not better else None

@@ -115,6 +115,17 @@ def test_the_main_job_runs_on_the_layout_of_stable_diffusion_1_5(tmp_path: Path)
     assert len(trajectories(tmp_path / "runs" / "run")) == 2 * 8
 
 
+@pytest.mark.parametrize(("threads", "sleep"), [(1, 0.0), (2, 1.0)])
+def test_threads_of_processes_that_share_cores_sleep_while_they_wait(
+    threads: int, sleep: float, model: Path, tmp_path: Path
+) -> None:
+    body = "import os; return np.full(len(images), os.environ.get('OMP_WAIT_POLICY') == 'passive', np.float32)"
+    words = ["run.batches=1", "samplers.count=2", f"samplers.threads={threads}", *user_reward(tmp_path, body)]
+    done = launch(*small(model, "run", *words), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert {row["mine"] for row in trajectories(tmp_path / "runs" / "run")} == {sleep}
+
+
 def test_the_shipped_model_trains_asynchronously_and_never_on_older_data_than_the_bound(tmp_path: Path) -> None:
     settings = ["run.name=run", f"run.dir={tmp_path}", "run.batches=4", "buffer.max_staleness=2", "samplers.count=2"]
     done = launch("compressibility", *SMALL[1:], *settings, cwd=ROOT)

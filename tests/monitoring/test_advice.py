@@ -13,19 +13,22 @@ from actors.buffer_actor import BufferActor
 from buffer import watching
 from buffer.protocol import TakenBatch
 from buffer.rows import Combination
-from monitoring.advice import Advice, Pipeline, Window, advise, role_of, seconds_per_batch
+from monitoring.advice import Advice, Cores, Pipeline, Window, advise, role_of, seconds_per_batch
 from tests.buffer_toy import ONE_REWARD, PLAN, buffer, publish, roll_out, rolled_out, rules, score, scored, start, train
 from tests.monitoring.pipeline_simulation import ORDER_SIZE, Durations, Simulated, simulate
 
 COUNTS = {"samplers": 1, "rewards.a": 1, "learner": 1}
+MANY = Cores()
 
 
-def advice_of(run: Simulated, counts: dict[str, int], orders: int, k: int, first: int, last: int) -> Advice | None:
+def advice_of(
+    run: Simulated, counts: dict[str, int], orders: int, k: int, first: int, last: int, cores: Cores = MANY
+) -> Advice | None:
     """As the driver does it, from one version to another."""
     window = Window()
     for version in range(first, last + 1):
         window.hear(version, run.times[version], run.seconds[version], counts)
-    return advise(*window.read(), counts, orders * ORDER_SIZE, ORDER_SIZE, k)
+    return advise(*window.read(), counts, orders * ORDER_SIZE, ORDER_SIZE, k, cores)
 
 
 seconds = st.floats(0.2, 3.0)
@@ -102,13 +105,52 @@ def test_two_roles_that_are_equally_slow_are_raised_together() -> None:
     assert advice.raises == {"samplers.count": (1, 2), "rewards.a.count": (1, 2)}
 
 
+@pytest.mark.parametrize(
+    ("k", "threads", "cores", "raises"),
+    [
+        # They take turns, so each may have all the cores: a second sampler needs more where the first has two threads.
+        (0, {"samplers": 2, "learner": 2}, 2, {}),
+        (0, {"samplers": 1, "learner": 2}, 2, {"samplers.count": (1, 2)}),
+        (0, {"samplers": 2, "learner": 2}, 4, {"samplers.count": (1, 2)}),
+        # They compute at once.
+        (1, {"samplers": 1, "learner": 1}, 2, {}),
+        (1, {"samplers": 1, "learner": 1}, 3, {"samplers.count": (1, 2)}),
+        # A sampler with a GPU of its own needs no core.
+        (1, {"learner": 2}, 2, {"samplers.count": (1, 2)}),
+    ],
+)
+def test_what_the_cores_do_not_carry_is_not_advised(
+    k: int, threads: dict[str, int], cores: int, raises: dict[str, tuple[int, int]]
+) -> None:
+    run = simulate(Durations(1.0, {"a": 0.05}, 1.0), COUNTS, 4, k, 12 + k)
+    advice = advice_of(run, COUNTS, 4, k, 2, 12, Cores(cores, threads))
+    assert advice is not None and advice.raises == raises
+    assert raises or advice.sentence == (
+        f"the bottleneck is the samplers, and the {cores} CPU cores are taken: only more would help"
+    )
+
+
+def test_full_cores_keep_no_reward_from_being_raised_nor_a_crowd_from_staying() -> None:
+    """A reward may wait for a service. And who has more threads than cores already is told of what costs no more."""
+    run = simulate(Durations(0.5, {"a": 2.0}, 0.5), COUNTS, 4, 1, 13)
+    advice = advice_of(run, COUNTS, 4, 1, 2, 12, Cores(2, {"samplers": 4, "learner": 4}))
+    assert advice is not None and advice.raises == {"rewards.a.count": (1, 2)}
+
+
+def test_raising_goes_on_only_while_there_are_cores() -> None:
+    run = simulate(Durations(1.0, {"a": 0.05}, 0.5), COUNTS, 8, 0, 12)
+    free, bound = (advice_of(run, COUNTS, 8, 0, 2, 12, Cores(n, {"samplers": 1, "learner": 1})) for n in (64, 3))
+    assert free and bound and free.raises == bound.raises == {"samplers.count": (1, 2)}
+    assert free.until and bound.until and free.until[0] > 3 and bound.until[0] == 3
+
+
 def test_the_model_has_its_closed_forms_at_both_ends() -> None:
     """N orders, n samplers, m reward actors that divide them: the formulas of the module's docstring."""
     rollout, scoring, learning, orders = 1.2, 0.7, 2.0, 12
     for n, m in ((1, 1), (2, 1), (3, 4), (2, 3)):
         counts = {"samplers": n, "rewards.a": m, "learner": 1}
         work = {"samplers": orders * rollout, "rewards.a": orders * scoring, "learner": learning}
-        pipeline = Pipeline(counts, work, 4 * orders, orders, max_staleness=8)
+        pipeline = Pipeline(counts, work, 4 * orders, orders, max_staleness=8, cores=MANY)
         slowest = max(orders * rollout / n, orders * scoring / m, learning)
         assert seconds_per_batch(pipeline) == pytest.approx(slowest, rel=0.02)
         assert min(pipeline.capacity(role) for role in counts) == pytest.approx(4 * orders / slowest)

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from buffer.orders import Evaluation
 from conf.evaluations import FIRST
-from monitoring.advice import Advice, advise
+from monitoring.advice import Advice, Cores, advise
 from monitoring.display import Display, Snapshot, sparkline
 from monitoring.metrics import MetricsLog, evaluation_of, means_of
 
@@ -141,7 +141,7 @@ def advice(rollout_s: float, scoring_s: float) -> Advice:
         "learner-0.0": {"training": 0.1},
     }
     counts = {"samplers": 1, "rewards.clip": 1, "learner": 1}
-    found = advise(seconds, 16 * max(rollout_s, scoring_s), 4, counts, 64, 16, max_staleness=1)
+    found = advise(seconds, 16 * max(rollout_s, scoring_s), 4, counts, 64, 16, 1, Cores())
     assert found is not None
     return found
 
