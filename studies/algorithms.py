@@ -16,7 +16,7 @@ from pathlib import Path
 from common.terminal import print_anywhere
 from report.svg import Panel, figure
 from studies.cells import PLAIN, Cell, make, study
-from studies.curves import Points, against, gains, last, means, over_seeds, run_of, shown, table
+from studies.curves import Points, Seeds, gains, means, over_seeds, run_of, shown, table
 
 LEARNING_RATES = ("5e-4", "1e-3", "2e-3")
 TUNING, SEEDS = 100, (0, 1, 2)
@@ -71,10 +71,9 @@ def best_rate(name: str, folder: Path) -> str:
 
 def drawn(rates: dict[str, str], folder: Path) -> str:
     paths = {name: [folder / cell(name, rate, seed).name for seed in SEEDS] for name, rate in rates.items()}
-    gained = {name: [gains(path) for path in found] for name, found in paths.items()}
-    right = {name: [means(path, "judge") for path in found] for name, found in paths.items()}
-    race = [over_seeds(name, gained[name], lambda version: version * BATCH) for name in paths]
-    frontier = [against(name, gained[name], right[name]) for name in paths]
+    found = {name: Seeds.read(each) for name, each in paths.items()}
+    race = [over_seeds(name, seeds.gained, lambda version: version * BATCH) for name, seeds in found.items()]
+    frontier = [seeds.frontier(name) for name, seeds in found.items()]
     panels: list[list[Panel]] = [
         [("gain in base stds", race[:5], "pictures"), ("right, by the judge", frontier[:5], "gain in base stds")],
         [("gain in base stds", race[5:], "pictures"), ("right, by the judge", frontier[5:], "gain in base stds")],
@@ -83,12 +82,11 @@ def drawn(rates: dict[str, str], folder: Path) -> str:
     rows = {
         name: [
             rates[name],
-            shown([last(points) for points in gained[name]]),
-            shown([last(points) for points in right[name]], ".2f"),
-            shown([best_while_right(g, r) for g, r in zip(gained[name], right[name], strict=True)]),
-            shown([_seconds(path) for path in found], ".0f"),
+            *seeds.ends(),
+            shown([best_while_right(g, r) for g, r in zip(seeds.gained, seeds.right, strict=True)]),
+            shown([_seconds(path) for path in paths[name]], ".0f"),
         ]
-        for name, found in paths.items()
+        for name, seeds in found.items()
     }
     head = (
         "algorithm",

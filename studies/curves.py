@@ -1,6 +1,7 @@
 """What a study reads from its cells: gains in base standard deviations, and what is left of the pictures."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -56,14 +57,29 @@ def over_seeds(name: str, seeds: Sequence[Points], x: Callable[[int], float] = f
     return Curve(name, [x(v) for v in versions], [m for m, _ in spreads], "points", [e for _, e in spreads])
 
 
-def against(name: str, gained: Sequence[Points], kept: Sequence[Points]) -> Curve:
-    """What is kept against what is gained, by version, as means over seeds."""
-    versions = [version for version in gained[0] if all(version in p for p in (*gained, *kept))]
+@dataclass(frozen=True)
+class Seeds:
+    """Runs that differ in their seed only: what each gains, and the share of pictures that the judge calls right."""
 
-    def mean(seeds: Sequence[Points]) -> list[float]:
-        return [float(np.mean([points[version] for points in seeds])) for version in versions]
+    gained: Sequence[Points]
+    right: Sequence[Points]
 
-    return Curve(name, mean(gained), mean(kept), "points")
+    @classmethod
+    def read(cls, paths: Sequence[Path], judged: str = "judge") -> "Seeds":
+        return cls([gains(path) for path in paths], [means(path, judged) for path in paths])
+
+    def frontier(self, name: str) -> Curve:
+        """What is right against what is gained, by version, as means over seeds."""
+        versions = [version for version in self.gained[0] if all(version in p for p in (*self.gained, *self.right))]
+
+        def mean(seeds: Sequence[Points]) -> list[float]:
+            return [float(np.mean([points[version] for points in seeds])) for version in versions]
+
+        return Curve(name, mean(self.gained), mean(self.right), "points")
+
+    def ends(self) -> list[str]:
+        """Gain and share at the highest version, for a table."""
+        return [shown([last(points) for points in self.gained]), shown([last(points) for points in self.right], ".2f")]
 
 
 def table(head: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:

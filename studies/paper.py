@@ -21,7 +21,7 @@ from evaluation.history import history, verdict
 from evaluation.tradeoff import knee
 from report.svg import Panel, figure
 from studies.cells import PLAIN, Cell, make, study
-from studies.curves import against, gains, means, over_seeds, run_of, shown, table
+from studies.curves import Seeds, gains, last, means, over_seeds, run_of, shown, table
 
 SEEDS = (0, 1, 2)
 BATCH = 64  # pictures
@@ -86,7 +86,7 @@ def race(folder: Path) -> tuple[list[Cell], Callable[[], str]]:
         ]
         _save("race", [panels[:2], panels[2:]])
         rows = {
-            reward: [shown([list(points.values())[-1] for points in seeds[reward, method]]) for method in METHODS]
+            reward: [shown([last(points) for points in seeds[reward, method]]) for method in METHODS]
             for reward in REWARDS
         }
         return table(("gain in base stds", *METHODS), rows)
@@ -101,7 +101,7 @@ def generalisation(folder: Path) -> tuple[list[Cell], Callable[[], str]]:
 
     def drawn() -> str:
         seeds = {name: [gains(folder / cell.name, name) for cell in cells] for name in SETS}
-        ends = {name: [list(points.values())[-1] for points in found] for name, found in seeds.items()}
+        ends = {name: [last(points) for points in found] for name, found in seeds.items()}
         trained = ends["train"]
         rows = {
             words: [shown(ends[name]), shown([new / old for new, old in zip(ends[name], trained, strict=True)], ".2f")]
@@ -129,8 +129,8 @@ def overoptimisation(folder: Path) -> tuple[list[Cell], Callable[[], str]]:
             paths = [folder / cells[reward, seed].name for seed in SEEDS]
             for seed, path in zip(SEEDS, paths, strict=True):
                 rows[f"{reward}, seed {seed}"] = _kept(path, JUDGED[reward])
-            gained, right = [gains(path) for path in paths], [means(path, JUDGED[reward]) for path in paths]
-            curves = [against(f"seed {s}", [g], [r]) for s, g, r in zip(SEEDS, gained, right, strict=True)]
+            read = {seed: Seeds.read([path], JUDGED[reward]) for seed, path in zip(SEEDS, paths, strict=True)}
+            curves = [one.frontier(f"seed {seed}") for seed, one in read.items()]
             panels.append((f"{reward}: share that the judge calls right", curves, "gain in base stds"))
         _save("overoptimisation", [panels])
         head = (
@@ -157,7 +157,7 @@ def _kept(path: Path, judged: str) -> list[str]:
     base, *_, end = right.values()
     return [
         f"{base:.0%}, {max(right.values()):.0%}, {end:.0%}",
-        f"{gained[at_knee]:+.2f} (version {at_knee}), {list(gained.values())[-1]:+.2f}",
+        f"{gained[at_knee]:+.2f} (version {at_knee}), {last(gained):+.2f}",
         stopped,
         str(best),
         f"{gained[best]:+.2f}, {gained[best] / gained[at_knee]:.0%} of the knee's",

@@ -14,7 +14,7 @@ from pathlib import Path
 from common.terminal import print_anywhere
 from report.svg import Panel, figure
 from studies.cells import ALONE, Cell, make, study
-from studies.curves import against, gains, last, means, over_seeds, shown, table
+from studies.curves import Seeds, over_seeds, table
 
 SEEDS = (0, 1, 2)
 COMMON = ("run.batches=20", "evaluation.every=4", "evaluation.sets={}", "evaluation.scales=[]", "guard.action=note")
@@ -60,19 +60,16 @@ def drawn(folder: Path) -> str:
     rows: dict[str, list[str]] = {}
     panels: list[list[Panel]] = []
     for setting, values in VARIED.items():
-        paths = {value: [folder / cell.name for cell in cells(setting, value)] for value in values}
-        gained = {value: [gains(path) for path in found] for value, found in paths.items()}
-        right = {value: [means(path, "judge") for path in found] for value, found in paths.items()}
-        race: Panel = (f"{setting}: gain in base stds", [over_seeds(v, gained[v]) for v in values], "batches trained")
-        kept = [against(value, gained[value], right[value]) for value in values]
-        panels.append([race, ("right, by the judge", kept, "gain in base stds")])
-        rows |= {
-            f"{setting}: {value}": [
-                shown([last(points) for points in gained[value]]),
-                shown([last(points) for points in right[value]], ".2f"),
+        found = {value: Seeds.read([folder / cell.name for cell in cells(setting, value)]) for value in values}
+        race = [over_seeds(value, seeds.gained) for value, seeds in found.items()]
+        frontier = [seeds.frontier(value) for value, seeds in found.items()]
+        panels.append(
+            [
+                (f"{setting}: gain in base stds", race, "batches trained"),
+                ("right, by the judge", frontier, "gain in base stds"),
             ]
-            for value in values
-        }
+        )
+        rows |= {f"{setting}: {value}": seeds.ends() for value, seeds in found.items()}
     IMAGE.write_text(figure(panels), encoding="utf-8")
     return table(("", "gain in base stds", "right, by the judge"), rows)
 

@@ -15,7 +15,7 @@ from policy.policy import Policy
 from policy.rollout import rollout
 from studies import algorithms, paper, settings
 from studies.cells import Cell, is_over, make
-from studies.curves import against, gains, means, over_seeds, shown, spread
+from studies.curves import Seeds, gains, means, over_seeds, shown, spread
 from studies.noise import parts, pictures
 from tests.running import EXPERIMENT, SMALL
 from tests.synthetic_run import synthetic_run
@@ -84,7 +84,7 @@ def test_seeds_become_means_with_errors() -> None:
     seeds = [{0: 0.0, 10: 1.0, 20: 4.0}, {0: 0.0, 10: 3.0}]
     curve = over_seeds("both", seeds, lambda version: 64 * version)
     assert (curve.xs, curve.ys, curve.errors) == ([0, 640], [0.0, 2.0], [0.0, 1.0])
-    frontier = against("both", seeds, [{0: 1.0, 10: 0.9}, {0: 1.0, 10: 0.7}])
+    frontier = Seeds(seeds, [{0: 1.0, 10: 0.9}, {0: 1.0, 10: 0.7}]).frontier("both")
     assert (frontier.xs, frontier.ys) == ([0.0, 2.0], [1.0, pytest.approx(0.8)])
     assert spread([1.0, 3.0]) == (2.0, 1.0) and shown([1.0, 3.0]) == "+2.00 ± 1.00" and shown([1.0]) == "+1.00"
 
