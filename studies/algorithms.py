@@ -33,7 +33,7 @@ COMMON = (
 BY_STD = ("learner.objective=ddpo_is", "learner.objective_args={step_weight: std}")
 GROUPS = ("buffer.group_size=4", "learner.advantage=by_group", "learner.advantage_args.std=batch")
 ONE_START = (*GROUPS, "sampling.same_noise=true", "learner.train_share=0.5")
-KL = "learner.kl_weight=0.01"
+KL = "learner.kl_weight=0.006"
 ALGORITHMS: dict[str, tuple[str, ...]] = {
     "DDPO_SF": ("learner.objective=ddpo_sf", "learner.objective_args={}", "learner.optimizer_steps=1"),
     "DDPO_IS": ("learner.objective=ddpo_is", "learner.objective_args={}"),
