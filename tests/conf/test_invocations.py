@@ -9,6 +9,7 @@ from conf.load import load
 from conf.prompts import resolve_prompts
 from conf.resume import save_config
 from conf.validate import cluster_fits, validate
+from tests.running import EXPERIMENT
 
 TWO_CORES = {"CPU": 2.0}
 
@@ -226,7 +227,7 @@ def test_a_bad_prompt_file_is_named_in_one_sentence(content: bytes, says: str, t
 @pytest.mark.parametrize(
     ("words", "resources", "says"),
     [
-        (["learner.num_cpus=2"], TWO_CORES, "has 2 CPUs, but one actor of each role needs 2.95"),
+        (["learner.num_cpus=2"], TWO_CORES, "has 2 CPUs, but one actor of each role needs 2.75"),
         (["rewards.a.path=compressibility", "rewards.a.num_cpus=1"], TWO_CORES, "reward a 1"),
         (["rewards.compressibility.num_gpus=1"], {"CPU": 8.0, "GPU": 2.0}, "has 2 GPUs, but one actor of each"),
         ([], {}, "has 0 CPUs"),
@@ -234,5 +235,5 @@ def test_a_bad_prompt_file_is_named_in_one_sentence(content: bytes, says: str, t
 )
 def test_a_cluster_too_small_is_refused_with_numbers(words: list[str], resources: dict[str, float], says: str) -> None:
     with pytest.raises(UserError) as caught:
-        cluster_fits(load(["compressibility", *words]), resources)
+        cluster_fits(load([EXPERIMENT, *words]), resources)
     assert says in one_sentence(caught.value)

@@ -20,6 +20,7 @@ from conf.settings import flatten, settings
 BASE = [
     "compressibility",
     "run.batches=40",
+    "samplers.threads=2",
     "learner.lr=1e-3",
     "rewards.dark.path=my:Dark",
     "rewards.dark.args.n=1",

@@ -7,12 +7,12 @@ from common.errors import UserError
 from conf import scale
 from conf.load import load
 from conf.resume import RunLock, save_config
-from tests.running import wait_for
+from tests.running import EXPERIMENT, wait_for
 
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
-    save_config(tmp_path / "run", load(["compressibility"]), ["a cat"])
+    save_config(tmp_path / "run", load([EXPERIMENT]), ["a cat"])
     return tmp_path / "run"
 
 
@@ -59,7 +59,7 @@ def test_who_asks_waits_until_the_driver_has_done_it(run_dir: Path) -> None:
         asking.start()
         layer = wait_for("a request", lambda: scale.requested(run_dir))
         assert asking.is_alive()
-        config = scale.scaled(load(["compressibility"]), layer)
+        config = scale.scaled(load([EXPERIMENT]), layer)
         assert (config.samplers.count, config.rewards["compressibility"].count) == (3, 2)
         (run_dir / scale.REQUEST).unlink()
         asking.join()
@@ -94,7 +94,7 @@ def test_a_request_that_cannot_be_granted_is_a_sentence_and_set_aside(content: b
         with pytest.raises(UserError) as caught:
             layer = scale.requested(run_dir)
             assert layer is not None
-            scale.scaled(load(["compressibility"]), layer)
+            scale.scaled(load([EXPERIMENT]), layer)
         said = scale.set_aside(run_dir, caught.value)
         assert "\n" not in said and str(caught.value) in said
         assert scale.requested(run_dir) is None
