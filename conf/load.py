@@ -38,7 +38,7 @@ BELONGS: dict[str, dict[str, Any]] = {
 }
 HELP = """usage: python launch.py EXPERIMENT [KEY=VALUE ...]
 
-  python launch.py compressibility samplers.count=2 learner.lr=1e-4
+  python launch.py compressibility learner.lr=5e-4 run.name=mine
   python launch.py my_experiment.yaml run.name=second_try
   python launch.py replay from=runs/a,runs/b learner.objective=rwr    a new LoRA from what those runs have sampled
 

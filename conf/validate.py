@@ -247,7 +247,10 @@ def _check_replay(config: Config) -> None:
 def _check_guard(config: Config) -> None:
     sets, trained = sets_of(config), {*trained_rewards(config)}
     if missing := sorted(trained - {*sets[FIRST].rewards}):
-        raise UserError(f"evaluation.rewards leaves out {', '.join(missing)}, which is trained on: add it")
+        raise UserError(
+            f"evaluation.rewards leaves out {', '.join(missing)}, which is trained on: add it, or leave it out of the "
+            f"run with rewards.{missing[0]}.weight=null"
+        )
     named = [("guard.best_by", config.guard.best_by), *(("guard.max_fall", name) for name in config.guard.max_fall)]
     for key, name in named:
         if name is None:

@@ -97,7 +97,8 @@ def race(folder: Path) -> tuple[list[Cell], Callable[[], str]]:
 def generalisation(folder: Path) -> tuple[list[Cell], Callable[[], str]]:
     """The gain on what is new, as a share of that on trained prompts."""
     every = [f"evaluation.sets.{name}.every=20" for name in SETS if name != "train"]
-    cells = [Cell(f"generalisation-{seed}", ("alignment", *every, f"run.seed={seed}")) for seed in SEEDS]
+    words = ("alignment", *every, "guard.action=note")
+    cells = [Cell(f"generalisation-{seed}", (*words, f"run.seed={seed}")) for seed in SEEDS]
 
     def drawn() -> str:
         seeds = {name: [gains(folder / cell.name, name) for cell in cells] for name in SETS}
