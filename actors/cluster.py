@@ -16,7 +16,7 @@ from actors.starting import check_temp_dir, own_python, wait_for_a_worker
 from actors.travel import IN_A_JOB, check_places, travelling
 from common.errors import UserError
 from conf.places import ROOT
-from conf.schema import Config
+from conf.schema import Config, RewardConfig, WorkerConfig
 
 BOARD = ROOT / "monitoring" / "grafana" / "ddpo_dashboard.json"
 
@@ -75,7 +75,7 @@ def cluster(config: Config) -> Iterator[dict[str, float]]:
         if address is None and config.ray.dashboard:
             _offer_board(context.address_info["session_dir"])
             print(f"Ray's dashboard: http://{context.dashboard_url} (it asks for the token in ~/.ray/auth_token)")
-        yield _resources()
+        yield resources()
     finally:
         ray.shutdown()
 
@@ -98,12 +98,15 @@ def _offer_board(session_dir: str) -> None:
 
 
 def _crowds_the_cores(config: Config) -> bool:
-    """Whether processes of several threads each may compute at once on the cores of this machine."""
-    teams = any(role.count > 1 and role.threads > 1 for role in (config.samplers, config.learner))
-    return teams or config.buffer.max_staleness > 0
+    """Whether processes of several threads each may compute at once on the cores of this machine: rewards score while
+    samplers roll out, and the learner only where older data are allowed."""
+    before_learning: list[WorkerConfig | RewardConfig] = [config.samplers, *config.rewards.values()]
+    teams = sum(role.count for role in before_learning if role.threads > 1)
+    ranks = config.learner.count if config.learner.threads > 1 else 0
+    return max(teams, ranks) > 1 or config.buffer.max_staleness > 0
 
 
-def _resources() -> dict[str, float]:
+def resources() -> dict[str, float]:
     """What the cluster has now, or, of what its autoscaler may add, that."""
     has = ray.cluster_resources()
     most = ray_state.get_max_resources_from_cluster_config() or {}  # the autoscaler's own word, None without one

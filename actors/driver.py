@@ -27,6 +27,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from actors.buffer_actor import BufferActor
+from actors.cluster import resources
 from actors.fleet import ROOM_S, Fleet, Place, why_it_died
 from actors.gauges import Gauges
 from actors.learner_actor import LearnerActor
@@ -278,7 +279,7 @@ class Driver:
         roles: dict[str, WorkerConfig | LearnerConfig]
         roles = {"samplers": self.config.samplers, "learner": self.config.learner}
         on_cores = {role: needs.threads for role, needs in roles.items() if not needs.num_gpus}
-        return Cores(ray.cluster_resources().get("CPU", math.inf), on_cores)
+        return Cores(resources().get("CPU", math.inf), on_cores)
 
     def _sampler(self, worker: str) -> list[ActorHandle[Any]]:
         needs = self.config.samplers

@@ -33,7 +33,7 @@ CONF = Path(__file__).resolve().parent
 # What is meant for one objective or advantage and no other, with its default. A penalty on the KL is in the unit of its
 # objective's loss.
 BELONGS: dict[str, dict[str, Any]] = {
-    "objective": {"objective_args": {}, "kl_weight": 0.0, "kl_target": None},
+    "objective": {"objective_args": {}, "kl_weight": 0.0, "kl_target": None, "train_share": 1.0},
     "advantage": {"advantage_args": {}},
 }
 HELP = """usage: python launch.py EXPERIMENT [KEY=VALUE ...]
@@ -66,7 +66,11 @@ def load(argv: list[str]) -> Config:
     merged: dict[str, Any] = {}
     for layer in (default, *layers):
         merged = merge(merged, layer, f"{_named(path)}: ")
-    config = _in_the_checkout(merge(merged, anchored(parse_overrides(overrides), Path.cwd()), ""))
+    own = parse_overrides(overrides)
+    for text in overrides:
+        if _parse_override(text)[1] == {}:  # also where later words set something below the key
+            merged = merge(merged, parse_overrides([text]), "")
+    config = _in_the_checkout(merge(merged, anchored(own, Path.cwd()), ""))
     write_out(config)
     config.rewards = used_rewards(config)
     return config

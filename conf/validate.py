@@ -245,7 +245,8 @@ def _check_replay(config: Config) -> None:
 
 
 def _check_guard(config: Config) -> None:
-    sets, trained = sets_of(config), {*trained_rewards(config)}
+    trained = {*trained_rewards(config)}
+    sets = {name: one for name, one in sets_of(config).items() if one.lora_scale == 1}  # the others see one version
     if missing := sorted(trained - {*sets[FIRST].rewards}):
         raise UserError(
             f"evaluation.rewards leaves out {', '.join(missing)}, which is trained on: add it, or leave it out of the "

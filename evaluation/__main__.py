@@ -77,10 +77,16 @@ def evaluate(run: RunFolder, name: str, version: int | None, scales: list[float]
 
 def _axes(run: RunFolder, name: str, names: list[str], against: str | None) -> tuple[str, str]:
     """What is gained, and what may be lost for it. Raises UserError if there are no two."""
-    gained = "reward" if "reward" in names else names[0]
+    gained = "reward"
+    if gained not in names:
+        raise UserError(
+            f"--set={name} does not measure what is trained on, so nothing is gained there: take another set"
+        )
     trained = {gained, *(reward for reward, own in run.config.rewards.items() if own.weight)}
     untrained = {*sets_of(run.config)[name].rewards, DIVERSITY} - trained
     others = [measure for measure in names if measure in untrained]
+    if against == gained:
+        raise UserError(f"--against={against} is what is gained: name another measure of {', '.join(names)}")
     if against is not None and against not in names:
         raise UserError(f"--against={against} is not measured on {name}: there are {', '.join(names)}")
     if against is None and not others:

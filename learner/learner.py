@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +116,8 @@ class Learner:
         """The weight of the KL penalty for the next batch; `metrics` are still those of the batch before."""
         if (target := self.config.learner.kl_target) is not None and base is not None:
             before = self.metrics.get("kl/base_per_dimension", base.dimension)
-            self.objective.kl_weight = steered(self.objective.kl_weight, base.dimension, before, target)
+            if math.isfinite(before + base.dimension):  # half precision may overflow in one batch
+                self.objective.kl_weight = steered(self.objective.kl_weight, base.dimension, before, target)
 
     def _advantages(self, batch: Batch) -> np.ndarray:
         """Raises UserError if they are not one finite number a picture: the class may be a user's own."""

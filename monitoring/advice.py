@@ -104,7 +104,9 @@ class Advice:
         bottleneck, then = self.pipeline.bottleneck, self.better.bottleneck
         if not self.raises and self.crowded:
             has = f"{self.pipeline.cores.of_the_cluster:g}"
-            return f"the bottleneck is {_in_words(bottleneck)}, and the {has} CPU cores are taken: only more would help"
+            return (
+                f"the bottleneck is {_in_words(bottleneck)}, and all CPU cores ({has}) are taken: only more would help"
+            )
         if not self.raises:
             return f"the bottleneck is {_in_words(bottleneck)}, but one more of everything would gain less than 5%"
         steps = [f"{setting} from {before} to {after}" for setting, (before, after) in self.raises.items()]

@@ -161,7 +161,7 @@ def _kept(path: Path, judged: str) -> list[str]:
         f"{gained[at_knee]:+.2f} (version {at_knee}), {last(gained):+.2f}",
         stopped,
         str(best),
-        f"{gained[best]:+.2f}, {gained[best] / gained[at_knee]:.0%} of the knee's",
+        f"{gained[best]:+.2f}" + (f", {gained[best] / gained[at_knee]:.0%} of the knee's" if gained[at_knee] else ""),
         f"{right[best]:.0%}, {right[best] / max(right.values()):.0%} of the peak's",
     ]
 

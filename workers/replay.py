@@ -8,6 +8,7 @@ out and scored: their orders are filled with stored trajectories and their store
 each in an order of its own.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -25,6 +26,7 @@ from buffer.store import read_arrow
 from common.errors import RunStopped, UserError
 from conf.evaluations import trained_rewards
 from conf.places import by_name
+from conf.resume import RunLock
 from conf.schema import Config
 from learner.objectives.objective import Needs
 from policy.rollout import Rollout
@@ -81,7 +83,7 @@ class Replay:
         self.order = tuple(int(place) for one in shuffled for place in one)
         ids = {prompt: place for place, prompt in enumerate(plan.prompts)}
         pairs = tuple((ids[self.stored[place].prompt], self.stored[place].seed) for place in self.order)
-        return replace(plan, replayed=pairs)
+        return replace(plan, replayed=pairs, stored=self._digest())
 
     def rollout(self, order: Order) -> Rollout:
         """What was stored of an order's trajectories. Raises RunStopped if a file of them is gone or damaged."""
@@ -106,6 +108,11 @@ class Replay:
         return pa.table(
             {"trajectory_id": pa.array(trajectory_ids, pa.int64()), "score": pa.array(scores, pa.float32())}
         )
+
+    def _digest(self) -> str:
+        """Of all trajectories in their order. Two runs of one seed have the same pairs, and not the same bytes."""
+        lines = (f"{one.prompt}\t{one.seed}\t{one.latents.digest}\t{one.row}\n" for one in self.stored)
+        return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
 
     def check(self, rows: Sequence[Mapping[str, float]]) -> None:
         """Raises RunStopped where a policy gradient hardly learns from these paths. rows: of metrics.jsonl."""
@@ -135,6 +142,8 @@ def _opened(path: Path, config: Config, needs: Needs) -> RunFolder:
     run = RunFolder(path)
     if not (path / "config.yaml").is_file():
         raise UserError(f"run.replay names {path}, which is no run (no config.yaml in it)")
+    if RunLock(path).is_held():
+        raise UserError(f"run.replay names {path}, which still goes on: wait until it is over")
     theirs = run.config
     same: list[tuple[str, object, object]] = [("model", replace(theirs.model, lora=config.model.lora), config.model)]
     if needs == "steps":

@@ -33,6 +33,7 @@ class RewardWeighted(CleanPictures):
         passes: int = 1,
     ) -> None:
         super().__init__(config, seed, levels, passes)
+        _all_pictures(config)
         self.temperature, self.within_prompt = float(temperature), within_prompt
 
     def weights(self, batch: Batch) -> np.ndarray:
@@ -62,6 +63,7 @@ class RewardWeightedSparse(CleanPictures):
 
     def __init__(self, config: LearnerConfig, seed: int, share: float = 0.1, levels: int = 3, passes: int = 1) -> None:
         super().__init__(config, seed, levels, passes)
+        _all_pictures(config)
         if not 0 < share <= 1:
             raise UserError(f"share={share} must be above 0 and at most 1.")
         self.share = share
@@ -72,3 +74,12 @@ class RewardWeightedSparse(CleanPictures):
 
     def of(self, policy: TrainablePolicy, batch: Batch, pairs: Pairs, advantages: Tensor, noised: Noised) -> Tensor:
         return noised.error
+
+
+def _all_pictures(config: LearnerConfig) -> None:
+    """Raises UserError where only those with large advantages are kept: the worst would be among them."""
+    if config.train_share < 1:
+        raise UserError(
+            f"learner.train_share={config.train_share:g} keeps the best and the worst pictures of a batch, and "
+            f"{config.objective} weighs them by itself: set learner.train_share=1"
+        )

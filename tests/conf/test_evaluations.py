@@ -65,6 +65,7 @@ def test_a_set_may_have_prompts_and_sampling_of_its_own(tmp_path: Path) -> None:
         (["guard.best_by=held_out/reward"], "guard.best_by names 'held_out/reward'"),
         (["guard.max_fall={train/beauty: 1}"], r"names 'train/beauty', .* one of its rewards \(compressibility\)"),
         (["guard.max_fall={train/reward: 0}"], "guard.max_fall of train/reward is 0"),
+        (["evaluation.scales=[0.5]", "guard.best_by=scale_50/reward"], "guard.best_by names 'scale_50/reward'"),
         (["guard.max_fall.train/judge.setting=x"], "guard.max_fall"),
         (["run.replay=[a]", "run.mirror=file:///x"], "run.mirror=file:///x with a replay, which works in one process"),
         (["run.replay=[a]", "buffer.max_staleness=1"], "buffer.max_staleness=1 with a replay"),

@@ -156,13 +156,16 @@ def test_arguments_belong_to_the_objective_that_they_were_given_for() -> None:
     sf = load(["compressibility", "learner.objective=ddpo_sf"]).learner
     assert sf.kl_weight == load(["compressibility"]).learner.kl_weight > 0
     other = load(["compressibility", "learner.objective=mine:Mine"]).learner
-    assert (other.kl_weight, other.kl_target) == (0.0, None)
+    assert (other.kl_weight, other.kl_target, other.train_share) == (0.0, None, 1.0)
+    assert sf.train_share == load(["compressibility"]).learner.train_share < 1
 
 
 def test_an_empty_mapping_takes_away_what_is_below() -> None:
     assert load(["compressibility"]).guard.max_fall and load(["compressibility"]).learner.objective_args
     words = ["compressibility", "guard.max_fall={}", "learner.objective_args={}"]
     assert load(words).guard.max_fall == {} and load(words).learner.objective_args == {}
+    config = load([*words, "guard.max_fall.train/judge=2", "learner.objective_args.k=1"])
+    assert config.guard.max_fall == {"train/judge": 2} and config.learner.objective_args == {"k": 1}
 
 
 def test_a_name_below_a_mapping_of_numbers_may_have_dots() -> None:

@@ -67,6 +67,7 @@ def test_the_command_draws_the_trade_off_into_the_report(finished: Path, capsys:
         (["runs/run", "--set", "new"], "has no evaluation set new: there are train, held_out"),
         (["runs/run", "--scales", "a"], "--scales=a are no numbers"),
         (["runs/run", "--scales", "1", "--against", "beauty"], "--against=beauty is not measured on train"),
+        (["runs/run", "--scales", "1", "--against", "reward"], "--against=reward is what is gained"),
     ],
 )
 @pytest.mark.usefixtures("there")

@@ -115,12 +115,19 @@ def test_the_main_job_runs_on_the_layout_of_stable_diffusion_1_5(tmp_path: Path)
     assert len(trajectories(tmp_path / "runs" / "run")) == 2 * 8
 
 
-@pytest.mark.parametrize(("threads", "sleep"), [(1, 0.0), (2, 1.0)])
+@pytest.mark.parametrize(
+    ("own", "sleep"),
+    [
+        (["samplers.count=2", "samplers.threads=1"], 0.0),
+        (["samplers.count=2", "samplers.threads=2"], 1.0),
+        (["samplers.threads=2", "rewards.mine.threads=2"], 1.0),
+    ],
+)
 def test_threads_of_processes_that_share_cores_sleep_while_they_wait(
-    threads: int, sleep: float, model: Path, tmp_path: Path
+    own: list[str], sleep: float, model: Path, tmp_path: Path
 ) -> None:
     body = "import os; return np.full(len(images), os.environ.get('OMP_WAIT_POLICY') == 'passive', np.float32)"
-    words = ["run.batches=1", "samplers.count=2", f"samplers.threads={threads}", *user_reward(tmp_path, body)]
+    words = ["run.batches=1", *user_reward(tmp_path, body), *own]
     done = launch(*small(model, "run", *words), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert {row["mine"] for row in trajectories(tmp_path / "runs" / "run")} == {sleep}

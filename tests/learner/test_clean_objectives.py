@@ -277,6 +277,12 @@ def test_arguments_that_cannot_be_are_refused(name: str, args: dict[str, Any], s
         make_objective(dataclasses.replace(Config(), learner=config(objective=name, objective_args=args)))
 
 
+@pytest.mark.parametrize("name", ["rwr", "rwr_sparse"])
+def test_who_weighs_the_pictures_by_itself_refuses_a_share_of_best_and_worst(name: str) -> None:
+    with pytest.raises(UserError, match=f"and {name} weighs them by itself: set learner.train_share=1"):
+        make_objective(dataclasses.replace(Config(), learner=config(objective=name, train_share=0.5)))
+
+
 # ---- the KL to the base model
 
 

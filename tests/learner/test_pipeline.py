@@ -24,7 +24,7 @@ from learner.objectives.objective import StepResult
 from learner.optimizer_state import optimizer_state
 from learner.ranks import Ranks
 from learner.registry import make_objective
-from learner.update import Updater
+from learner.update import BaseKL, Updater
 from policy import lora
 from policy.families.stable_diffusion import StableDiffusion
 from policy.policy import Policy
@@ -420,6 +420,19 @@ def test_only_the_share_furthest_from_0_is_trained_on(config: Config) -> None:
         assert len(trained.advantages) == 8 and trained.metrics["trajectories"] == 8
         digests.append(learner.version.digest)
     assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_kl_that_is_no_number_steers_nothing(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half precision overflows in one batch, and the next goes on from the weight before it."""
+    config.learner.kl_weight, config.learner.kl_target = 0.5, 1e-3
+    learner = Learner(load(config), config)
+    with monkeypatch.context() as overflowing:
+        overflowing.setattr(learner.updater, "kl_to_base", lambda batch: BaseKL(float("nan"), float("nan")))
+        learner.train(make_batch(learner.policy, 0))
+    learner.save(tmp_path / "point")
+    assert learner.objective.kl_weight == 0.5
+    learner.train(make_batch(learner.policy, 1))
+    assert 0 < learner.objective.kl_weight != 0.5
 
 
 class Curves(ImportanceSampling):

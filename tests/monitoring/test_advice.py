@@ -126,7 +126,7 @@ def test_what_the_cores_do_not_carry_is_not_advised(
     advice = advice_of(run, COUNTS, 4, k, 2, 12, Cores(cores, threads))
     assert advice is not None and advice.raises == raises
     assert raises or advice.sentence == (
-        f"the bottleneck is the samplers, and the {cores} CPU cores are taken: only more would help"
+        f"the bottleneck is the samplers, and all CPU cores ({cores}) are taken: only more would help"
     )
 
 

@@ -8,6 +8,7 @@ import pytest
 from buffer.run_folder import RunFolder
 from common.errors import UserError
 from conf.load import load
+from conf.resume import RunLock
 from tests.run_files import assert_same_run
 from tests.running import small
 from tests.running_local import launch_here, run_local
@@ -51,6 +52,29 @@ def test_a_replay_goes_on_with_the_same_bits(sampled: Path, tmp_path: Path) -> N
         done = run_local(*words(sampled, f"run.name={name}", f"run.batches={until}"), cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     assert_same_run(tmp_path / "runs" / "whole", tmp_path / "runs" / "parts")
+
+
+def test_a_replay_goes_on_with_the_runs_that_it_was_begun_with_alone(
+    sampled: Path, model: Path, tmp_path: Path
+) -> None:
+    """Another run of one seed drew the same prompts and seeds, and made other pictures of them."""
+    again = ["run.batches=2", "buffer.keep_batches=9", "learner.lr=3e-3"]
+    assert run_local(*small(model, "c", *again), cwd=tmp_path).returncode == 0
+    mine = words(sampled, "run.batches=1")
+    for runs, says in (
+        (f"{sampled}/a", None),
+        (f"{tmp_path}/runs/c", "another plan"),
+        (f"{sampled}/a,{tmp_path}/runs/c", "another plan"),
+        (f"{sampled}/a", None),
+    ):
+        done = run_local(*mine[:1], f"from={runs}", *mine[2:], cwd=tmp_path)
+        assert done.returncode == (2 if says else 0) and (says or "") in done.stderr, done.stderr
+
+
+def test_a_run_that_goes_on_is_not_replayed(sampled: Path, tmp_path: Path) -> None:
+    with RunLock(sampled / "a"):
+        done = run_local(*words(sampled), cwd=tmp_path)
+    assert done.returncode == 2 and "a, which still goes on: wait until it is over" in done.stderr, done.stderr
 
 
 def test_policy_gradients_learn_from_paths_and_say_how_many_count(sampled: Path, tmp_path: Path) -> None:
