@@ -60,7 +60,7 @@ def test_a_replay_goes_on_with_the_runs_that_it_was_begun_with_alone(
     """Another run of one seed drew the same prompts and seeds, and made other pictures of them."""
     again = ["run.batches=2", "buffer.keep_batches=9", "learner.lr=3e-3"]
     assert run_local(*small(model, "c", *again), cwd=tmp_path).returncode == 0
-    mine = words(sampled, "run.batches=1")
+    mine = words(sampled, "run.batches=1", "learner.lr=1e-3")
     for runs, says in (
         (f"{sampled}/a", None),
         (f"{tmp_path}/runs/c", "another plan"),
