@@ -41,7 +41,8 @@ def chart(curves: Sequence[Curve], *, width: int, height: int, x_label: str = ""
     x_low, x_high = min(x for x, _ in points), max(x for x, _ in points)
     margin = 0.06 * (max(highs) - min(lows)) or 0.05 * abs(highs[0]) or 1.0
     y_low, y_high = min(lows) - margin, max(highs) + margin
-    x_ticks = ticks(x_low, x_high, 8 if width > 500 else 4, whole=True)
+    whole = all(float(x).is_integer() for x, _ in points)  # batches, versions
+    x_ticks = ticks(x_low, x_high, 8 if width > 500 else 4, whole)
     y_ticks = ticks(y_low, y_high, 5 if height > 200 else 3)
 
     def x_at(x: float) -> float:

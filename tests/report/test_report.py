@@ -364,6 +364,13 @@ def test_ticks_are_few_even_and_inside(low: float, span: float, count: int) -> N
     assert all(low - slack <= tick <= low + span + slack for tick in found)
 
 
+@pytest.mark.parametrize(("xs", "whole"), [([0, 10, 20], True), ([0.0, 0.25, 0.6], False)])
+def test_batches_are_marked_by_whole_numbers_and_gains_as_they_need(xs: list[float], whole: bool) -> None:
+    tree = ElementTree.fromstring(chart([Curve("a", xs, [1.0, 2.0, 3.0])], width=400, height=200))
+    marks = [float(text.text or "") for text in tree.iter("text") if text.attrib.get("text-anchor") == "middle"]
+    assert len(marks) > 2 and all(mark.is_integer() for mark in marks) is whole
+
+
 def test_numbers_are_short() -> None:
     values = [0, 1.23456, -0.00012345, 123456, math.nan, 1e-300]
     assert [number(value) for value in values] == ["0", "1.235", "−1.23e−4", "1.23e5", "–", "1e−300"]
