@@ -62,7 +62,7 @@ JUDGED = {"compressibility": "judge", "counting": "judge.setting"}
 
 
 def race(folder: Path) -> tuple[list[Cell], Callable[[], str]]:
-    """Reward against reward queries."""
+    """Reward against reward queries, and what is left of the pictures."""
     cells = {
         (reward, method, seed): Cell(f"{reward}-{method}-{seed}", (reward, *words, *RACE, f"run.seed={seed}"))
         for reward in REWARDS
@@ -71,25 +71,23 @@ def race(folder: Path) -> tuple[list[Cell], Callable[[], str]]:
     }
 
     def drawn() -> str:
-        seeds = {
-            (reward, method): [gains(folder / cells[reward, method, seed].name) for seed in SEEDS]
-            for reward in REWARDS
-            for method in METHODS
-        }
-        panels: list[Panel] = [
-            (
-                f"{reward}: gain in base stds",
-                [over_seeds(method, seeds[reward, method], lambda version: version * BATCH) for method in METHODS],
-                "reward queries",
+        panels: list[list[Panel]] = []
+        rows: dict[str, list[str]] = {}
+        for reward in REWARDS:
+            found = {
+                method: Seeds.read([folder / cells[reward, method, seed].name for seed in SEEDS]) for method in METHODS
+            }
+            race = [over_seeds(method, each.gained, lambda version: version * BATCH) for method, each in found.items()]
+            frontier = [each.frontier(method) for method, each in found.items()]
+            panels.append(
+                [
+                    (f"{reward}: gain in base stds", race, "reward queries"),
+                    ("right, by the judge", frontier, "gain in base stds"),
+                ]
             )
-            for reward in REWARDS
-        ]
-        _save("race", [panels[:2], panels[2:]])
-        rows = {
-            reward: [shown([last(points) for points in seeds[reward, method]]) for method in METHODS]
-            for reward in REWARDS
-        }
-        return table(("gain in base stds", *METHODS), rows)
+            rows |= {f"{reward}, {method}": each.ends() for method, each in found.items()}
+        _save("race", panels)
+        return table(("", "gain in base stds", "right, by the judge"), rows)
 
     return list(cells.values()), drawn
 
