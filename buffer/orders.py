@@ -116,7 +116,7 @@ class Plan:
     group_size: int = 1  # trajectories of one prompt that are drawn together, by consecutive ids
     same_noise: bool = False  # whether those of a group start from one noise
     replayed: tuple[tuple[int, int], ...] = ()  # (prompt id, seed) of every trajectory of a replay; else they are drawn
-    stored: str = ""  # of a replay: a digest of what it learns from, whatever its length
+    stored: tuple[str, ...] = ()  # of a replay: names each trajectory that it learns from, however often it does
 
     def __post_init__(self) -> None:
         assert self.prompts, "a plan needs at least one prompt"
@@ -144,7 +144,7 @@ class Plan:
             "order_size": self.order_size,
             "sets": {one.name: f"{one.count} of prompts {_digest(one.prompts)}" for one in self.sets},
             **({"groups": f"{self.group_size}, same_noise={self.same_noise}"} if self.group_size > 1 else {}),
-            **({"replayed": self.stored} if self.replayed else {}),
+            **({"replayed": _digest(self.stored)} if self.replayed else {}),
         }
 
     def batch(self, batch: int) -> list[Order]:
@@ -193,8 +193,8 @@ class Plan:
         return int(first), int(second)
 
 
-def _digest(prompts: tuple[str, ...]) -> str:
-    return hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16]
+def _digest(texts: tuple[str, ...]) -> str:
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
 
 
 @lru_cache(maxsize=8)
