@@ -25,6 +25,7 @@ from report.grids import grid
 from report.report import write_report
 from report.svg import Curve, figure
 
+GAINED = "reward"  # what is trained on
 SHOWN = 8  # pictures of each scale
 LARGEST = 10  # scale of a LoRA that may still draw a picture
 
@@ -57,35 +58,34 @@ def evaluate(run: RunFolder, name: str, version: int | None, scales: list[float]
         pictures.append(again.pictures[:SHOWN])
         print(f"{run.path}: scale {scale:g} is drawn and scored", file=sys.stderr, flush=True)
         names = [measure for measure in found[f"{scales[0]:g}"] if all(measure in each for each in found.values())]
-        gained, lost = _axes(run, name, names, against)  # what cannot be is said after the first scale
+        lost = _lost(run, name, names, against)  # what cannot be is said after the first scale
     print(f"{run.path}, version {version} on {name}, by the LoRA's scale\n\n{table(names, found)}\n")
-    means = {measure: [float(each[measure].mean()) for each in found.values()] for measure in (gained, lost)}
-    place = knee(means[gained], means[lost])
-    print(f"The knee of {gained} against {lost} is at scale {scales[place]:g}.\n", flush=True)
+    means = {measure: [float(each[measure].mean()) for each in found.values()] for measure in (GAINED, lost)}
+    place = knee(means[GAINED], means[lost])
+    print(f"The knee of {GAINED} against {lost} is at scale {scales[place]:g}.\n", flush=True)
     folder = run.path / "scales"
     folder.mkdir(exist_ok=True)
     curves = [
-        Curve(f"version {version}", means[gained], means[lost], "points"),
-        Curve(f"knee, scale {scales[place]:g}", [means[gained][place]], [means[lost][place]], "points"),
+        Curve(f"version {version}", means[GAINED], means[lost], "points"),
+        Curve(f"knee, scale {scales[place]:g}", [means[GAINED][place]], [means[lost][place]], "points"),
     ]
-    title = f"{lost} against {gained}, by the LoRA's scale"
-    write_atomically(folder / "tradeoff.svg", figure([[(title, curves, gained)]]))
+    title = f"{lost} against {GAINED}, by the LoRA's scale"
+    write_atomically(folder / "tradeoff.svg", figure([[(title, curves, GAINED)]]))
     captions = [f"scale {scale:g}" if place == 0 else "" for scale in scales for place in range(len(pictures[0]))]
     grid(np.concatenate(pictures), captions, columns=len(pictures[0])).save(folder / "pictures.png", optimize=True)
     write_report(run.path)
 
 
-def _axes(run: RunFolder, name: str, names: list[str], against: str | None) -> tuple[str, str]:
-    """What is gained, and what may be lost for it. Raises UserError if there are no two."""
-    gained = "reward"
-    if gained not in names:
+def _lost(run: RunFolder, name: str, names: list[str], against: str | None) -> str:
+    """What may be lost for the reward. Raises UserError if there is no such measure, or no reward."""
+    if GAINED not in names:
         raise UserError(
             f"--set={name} does not measure what is trained on, so nothing is gained there: take another set"
         )
-    trained = {gained, *(reward for reward, own in run.config.rewards.items() if own.weight)}
+    trained = {GAINED, *(reward for reward, own in run.config.rewards.items() if own.weight)}
     untrained = {*sets_of(run.config)[name].rewards, DIVERSITY} - trained
     others = [measure for measure in names if measure in untrained]
-    if against == gained:
+    if against == GAINED:
         raise UserError(f"--against={against} is what is gained: name another measure of {', '.join(names)}")
     if against is not None and against not in names:
         raise UserError(f"--against={against} is not measured on {name}: there are {', '.join(names)}")
@@ -94,7 +94,7 @@ def _axes(run: RunFolder, name: str, names: list[str], against: str | None) -> t
             f"on {name} nothing is measured but what is trained on, so there is no trade-off: give the run a second "
             "reward, such as rewards.clip.path=clip_score with rewards.clip.weight=null"
         )
-    return gained, against or others[0]
+    return against or others[0]
 
 
 def _scales(text: str) -> list[float]:
