@@ -15,7 +15,7 @@ from conf.resume import RunLock, check_resume, check_same, save_config
 from conf.schema import Config
 from conf.validate import cluster_fits, effective_gpus
 from evaluation.history import why_stopped
-from evaluation.summary import compare, in_words
+from evaluation.summary import outcome
 from learner.registry import make_advantage, make_objective
 from mirror.mirror import Mirror
 from mirror.mirroring import Mirroring
@@ -104,11 +104,10 @@ def train(config: Config, prompts: list[str], run_dir: Path, mirroring: Mirrorin
         record_end(run_dir, config.run.batches)
     mirroring.finish()
     if news.finished:
-        print(in_words(compare(run_dir)))
-        print(f"LoRA: {run_dir / 'lora'}\nreport: {report}")
+        print(f"{outcome(run_dir)}\nLoRA: {run_dir / 'lora'}\nreport: {report}")
     elif stopped:
-        print(f"{stopped}\n{in_words(compare(run_dir), f'stopped after {news.trained} batches')}")
-        print(f"LoRA of the best version: {run_dir / 'lora_best'}\nreport: {report}")
+        ended = outcome(run_dir, f"stopped after {news.trained} batches")
+        print(f"{stopped}\n{ended}\nLoRA of the best version: {run_dir / 'lora_best'}\nreport: {report}")
     else:
         print(f"stopped after {news.trained} batches; the same command goes on from there")
 

@@ -73,6 +73,18 @@ def in_words(change: Comparison | None, how: str = "finished") -> str:
     )
 
 
+def outcome(run_dir: Path, how: str = "finished") -> str:
+    """What a run did for its reward: a sentence on its last version, and one on the best where that is another."""
+    run = RunFolder(run_dir)
+    found, best = run.evaluations, run.best
+    sentences = [in_words(compare_tables(found), how)]
+    if best is not None and best in found and best < max(found):
+        change = compare_tables({version: table for version, table in found.items() if version <= best})
+        inside = f"version {best}, the best, in {run_dir / 'lora_best'}"
+        sentences.append(in_words(change, inside) if change else f"{inside}: no later one is better")
+    return "\n".join(sentences)
+
+
 def curve(evaluations: dict[int, pa.Table], measure: str = "reward") -> list[Point]:
     """The mean of a measure (evaluation/measures.py) at each evaluated version; those without it are left out."""
     found = {version: measures(table).get(measure, np.empty(0)) for version, table in evaluations.items()}

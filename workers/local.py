@@ -28,6 +28,7 @@ from conf.resume import RunLock, check_resume, save_config
 from conf.schema import Config
 from conf.validate import validate
 from evaluation.history import why_stopped
+from evaluation.summary import outcome
 from learner.learner import Learner
 from policy.policy import Policy
 from report.record import by_place, record_end, record_sitting
@@ -109,9 +110,10 @@ def _tried_rewards(config: Config, prompts: Sequence[str], image_size: tuple[int
 
 
 def ending(run_dir: Path, config: Config) -> str:
-    """How a run ended, in words."""
-    how = why_stopped(RunFolder(run_dir), config)
-    return f"{how or 'finished'}: see {run_dir}/report.html"
+    """How a run ended and what it did for its reward, in words."""
+    why = why_stopped(RunFolder(run_dir), config)
+    ended = f"{why}\n{outcome(run_dir, 'stopped')}" if why else outcome(run_dir)
+    return f"{ended}\nreport: {run_dir / 'report.html'}"
 
 
 def main(arguments: list[str]) -> int:

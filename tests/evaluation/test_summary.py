@@ -1,5 +1,6 @@
 """Before and after over fixed pairs, against numbers worked out by hand."""
 
+import json
 import math
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from buffer.run_folder import RunFolder
 from evaluation.measures import reward_names
-from evaluation.summary import by_prompt, compare, curve, in_words
+from evaluation.summary import by_prompt, compare, curve, in_words, outcome
 from tests.synthetic_run import write_evaluation
 
 
@@ -109,6 +110,29 @@ def test_numbers_that_are_not_there_are_said_in_words(
     write_evaluation(tmp_path, 1, np.array(after))
     sentence = in_words(compare(tmp_path))
     assert says in sentence and "nan" not in sentence and "-0.00" not in sentence
+
+
+@pytest.mark.parametrize(
+    ("best", "says"),
+    [
+        (None, []),
+        (9, []),
+        (3, ["version 3, the best, in {}: over 3 fixed pairs of prompt and seed the mean reward went from 2.0000 to"]),
+        (0, ["version 0, the best, in {}: no later one is better"]),
+    ],
+)
+def test_where_the_best_version_is_not_the_last_both_are_spoken_of(
+    best: int | None, says: list[str], tmp_path: Path
+) -> None:
+    for version in (0, 3, 9):
+        write_evaluation(tmp_path, version, np.arange(3.0) + 1 + version % 9)
+    if best is not None:
+        (tmp_path / "lora_best").mkdir()
+        (tmp_path / "lora_best" / "version.json").write_text(json.dumps({"version": best}))
+    last, *others = outcome(tmp_path, "stopped").splitlines()
+    assert last.startswith("stopped: over 3 fixed pairs") and len(others) == len(says)
+    for line, start in zip(others, says, strict=True):
+        assert line.startswith(start.format(tmp_path / "lora_best"))
 
 
 def test_a_run_without_two_evaluations_has_its_sentence_too(tmp_path: Path) -> None:

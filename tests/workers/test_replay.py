@@ -36,7 +36,7 @@ def pairs(run: RunFolder) -> list[tuple[object, object, object]]:
 
 def test_every_pass_has_every_trajectory_once_with_its_own_reward(sampled: Path, tmp_path: Path) -> None:
     done = launch_here(*words(sampled, "run.batches=10", "evaluation.every=5"), cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 and "finished: over" in done.stdout, done.stderr
     run = RunFolder(tmp_path / "runs" / "run")
     stored = Counter(pair for name in "ab" for pair in pairs(RunFolder(sampled / name)))
     trained = pairs(run)
