@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from buffer.buffer import TrajectoryBuffer
 from buffer.orders import Plan
-from buffer.protocol import Claim, Lease, News, TakenBatch
+from buffer.protocol import Charged, Claim, Lease, News, TakenBatch
 from buffer.rows import Combination
 from buffer.rules import Rules
 from buffer.state import State
@@ -74,10 +74,9 @@ class BufferActor:
         """What a method of the buffer answers, and it wakes all who wait; None where the run stops instead."""
         return self._change(lambda: getattr(self.buffer, method)(*call, **named))
 
-    async def worker_died(self, worker: str, blameless: bool = False) -> None:
-        """blameless: it was ended on purpose, or its node died; that says nothing against what it worked on."""
+    async def worker_died(self, worker: str, charged: Charged) -> None:
         self.dead.add(worker)
-        self._change(lambda: self.buffer.worker_died(worker, node_lives=not blameless))
+        self._change(lambda: self.buffer.worker_died(worker, charged))
 
     async def drain(self) -> None:
         """From now on nothing new is claimed or taken; what is under way is finished. A restart forgets it."""

@@ -16,7 +16,6 @@ Nothing that decides the result lives here: a driver that dies loses nothing, an
 import dataclasses
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -45,15 +44,14 @@ from conf import scale
 from conf.resume import save_config
 from conf.schema import Config, LearnerConfig, WorkerConfig
 from mirror.mirroring import Mirroring
-from monitoring.advice import Advice, Cores, Window, advise, role_of
+from monitoring.advice import Advice, Cores, Window, advise, counts_of
 from monitoring.display import Snapshot
 from monitoring.metrics import means_of
-from report.record import by_place, record_sitting
+from report.record import RECORD_S, by_place, record_sitting
 from workers.publisher import Publisher
 
 POLL_S = 1.0
 SILENT_S = 15.0  # without an answer, and it is said
-RECORD_S = 30.0  # from one writing of run.json to the next: what a driver that is killed leaves out of it
 
 
 @contextmanager
@@ -266,8 +264,7 @@ class Driver:
         """Who waits and what to expect, for the row of the last of `trained` batches; nothing while too little is
         known, nor once the samplers run out of orders."""
         config = self.config.buffer
-        counts = Counter(role_of(place.name) for place in self.fleet.places)
-        counts["learner"] = self.config.learner.count  # ranks, which share one place
+        counts = counts_of((place.name for place in self.fleet.places), self.config)
         self.window.hear(trained, time.monotonic(), news.seconds, counts)
         if trained + config.max_staleness > self.config.run.batches:
             return {}

@@ -80,7 +80,7 @@ class Place:
 @dataclass(frozen=True)
 class Death:
     cause: str  # for people
-    blameless: bool = False  # the work's, for it was the worker's device or memory, or its host's
+    blameless: bool = False  # the work's, for it was the worker's device or memory
 
 
 @dataclass
@@ -107,7 +107,7 @@ class Fleet:
         self.removed[place.name] = place.incarnation
         if place.actors:
             self._kill(place)
-            self.buffer.worker_died(place.worker, blameless=True)
+            self.buffer.worker_died(place.worker, "nobody")
 
     def tend(self, overdue: Collection[str], heard: Mapping[str, Mapping[str, float]]) -> None:
         """Kills who is overdue, tells the buffer who died, and starts others in their places when it is time.
@@ -204,7 +204,7 @@ class Fleet:
         lost = death.cause == NODE_DIED or self._lost_hosts(place)
         cause = f"it took longer than {place.time_limit} allows" if place.late else death.cause
         cause = "with its host" if lost else cause
-        self.buffer.worker_died(place.worker, lost or death.blameless)
+        self.buffer.worker_died(place.worker, "nobody" if lost else "device" if death.blameless else "work")
         healthy = time.monotonic() - place.started_at >= HEALTHY_S
         place.short_lives = 1 if healthy else place.short_lives + 1
         place.failed_starts = 0 if started or lost else place.failed_starts + 1

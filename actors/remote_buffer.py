@@ -12,7 +12,7 @@ from ray.exceptions import ActorUnavailableError, GetTimeoutError
 from actors.buffer_actor import BufferActor, Seconds
 from buffer.buffer import TrajectoryBuffer
 from buffer.orders import Version
-from buffer.protocol import Claim, Lease, News, TakenBatch
+from buffer.protocol import Charged, Claim, Lease, News, TakenBatch
 from common.clock import Clock
 
 P = ParamSpec("P")
@@ -88,8 +88,8 @@ class RemoteBuffer:
     evaluation_missed = _done(TrajectoryBuffer.evaluation_missed)
     slow = _done(TrajectoryBuffer.slow)
 
-    def worker_died(self, worker: str, blameless: bool = False) -> None:
-        self._call(BufferActor.worker_died, worker, blameless)
+    def worker_died(self, worker: str, charged: Charged) -> None:
+        self._call(BufferActor.worker_died, worker, charged)
 
     def drain(self) -> None:
         self._call(BufferActor.drain)

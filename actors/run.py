@@ -10,20 +10,18 @@ from buffer.run_folder import RunFolder
 from buffer.settings import plan_of, rules_of
 from common.files import disk_stops_the_run
 from conf import scale
-from conf.evaluations import sets_of
 from conf.resume import RunLock, check_resume, check_same, save_config
 from conf.schema import Config
 from conf.validate import cluster_fits, effective_gpus
-from evaluation.history import why_stopped
+from evaluation.history import is_over
 from evaluation.summary import outcome
-from learner.registry import make_advantage, make_objective
 from mirror.mirror import Mirror
 from mirror.mirroring import Mirroring
 from monitoring.display import Display
-from policy.check import Checked, check_policy, of_the_users_own
-from policy.source import family_of
+from policy.check import Checked
 from report.record import record_end
 from report.report import write_report
+from workers.checks import check_run
 
 
 def run(config: Config, prompts: list[str]) -> None:
@@ -31,9 +29,7 @@ def run(config: Config, prompts: list[str]) -> None:
 
     Raises UserError for what the settings alone do not show, RunStopped when it cannot go on.
     """
-    make_objective(config), make_advantage(config)
-    checked = check_policy(config.model, config.sampling, prompts)
-    checked.remarks.extend(check_sets(config, prompts))
+    checked = check_run(config, prompts)
     run_dir = Path(config.run.dir) / config.run.name
     with RunLock(run_dir):
         check_resume(run_dir, config, prompts)
@@ -44,31 +40,12 @@ def run(config: Config, prompts: list[str]) -> None:
             print(scale.set_aside(run_dir, "it was left from before this start, ask again"))
         mirroring = Mirroring(mirror, rules_of(config).served)
         with mirroring, disk_stops_the_run(run_dir):
-            run = RunFolder(run_dir)
-            if (why := why_stopped(run, config)) and run.best is not None and (run_dir / "report.html").exists():
-                mirroring.start()
-                mirroring.finish()
-                print(f"{why}: the guard stops {run_dir}\nTo train on, give the same command with guard.action=note")
-                return
-            if run.record.get("finished") != config.run.batches:
+            if not (over := is_over(RunFolder(run_dir), config)):
                 train(config, prompts, run_dir, mirroring, checked)
                 return
             mirroring.start()
             mirroring.finish()
-        print(f"{run_dir} is finished, all {config.run.batches} batches are trained: see {run_dir}/report.html")
-        print(f"To train on, give the same command with run.batches={2 * config.run.batches}")
-
-
-def check_sets(config: Config, prompts: list[str]) -> list[str]:
-    """Remarks on prompts of evaluation sets. Raises UserError if the model cannot have their prompts or sampling."""
-    family, remarks = family_of(config.model), []
-    for fixed, one in zip(plan_of(config, prompts).sets, sets_of(config).values(), strict=True):
-        with of_the_users_own(config.model):
-            if one.sampling != config.sampling:
-                family.check(config.model, one.sampling)
-            if fixed.prompts != tuple(prompts):
-                remarks += family.check_prompts(config.model, fixed.prompts)
-    return remarks
+        print(over)
 
 
 def train(config: Config, prompts: list[str], run_dir: Path, mirroring: Mirroring, checked: Checked) -> None:

@@ -38,6 +38,7 @@ import numpy as np
 
 from benchmarks.measure import machine_line
 from buffer.run_folder import RunFolder
+from common.commands import at_least_1
 from common.terminal import print_anywhere
 from tests.pipelines import tiny_pipeline
 from tests.running import ROOT, SMALL, launched
@@ -149,7 +150,7 @@ KINDS = {"waits": waits, "service": service, "threads": threads, "samplers": sam
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=KINDS)
-    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--pairs", type=at_least_1, default=3)
     options = parser.parse_args()
     print(machine_line())
     with tempfile.TemporaryDirectory(prefix="ddpo-") as temporary:

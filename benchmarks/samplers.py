@@ -40,6 +40,7 @@ from buffer.rows import Combination
 from buffer.rules import Rules
 from buffer.schema import rollout_table
 from buffer.store import write_batch
+from common.commands import at_least_1
 from common.terminal import print_anywhere
 from conf.schema import Config, RayConfig, RewardConfig
 
@@ -275,7 +276,7 @@ def report_growth(samples: np.ndarray) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samplers", type=int, nargs="+", default=[1, 4, 16, 64])
+    parser.add_argument("--samplers", type=at_least_1, nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--minutes", type=float, default=2.5, help="of each count of samplers")
     parser.add_argument("--dir", type=Path, default=None, help="a folder on the disk to measure; by default TMPDIR's")
     options = parser.parse_args(arguments)

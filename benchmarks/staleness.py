@@ -27,6 +27,7 @@ import torch
 
 from buffer.orders import Evaluation, Order, Plan
 from buffer.settings import plan_of
+from common.commands import at_least_1
 from common.machine import describe, machine_info
 from common.terminal import print_anywhere
 from conf.evaluations import FIRST
@@ -151,7 +152,7 @@ def finished(path: Path) -> dict[Cell, dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, nargs="?", default=RESULTS)
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="cells at a time")
+    parser.add_argument("--workers", type=at_least_1, default=len(os.sched_getaffinity(0)), help="cells at a time")
     args = parser.parse_args()
     args.results.parent.mkdir(parents=True, exist_ok=True)
     left = [cell for cell in CELLS if cell not in finished(args.results)]

@@ -24,9 +24,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from buffer import transitions, watching
-from buffer.ledger import Ledger
+from buffer.ledger import Ledger, excusing_delays
 from buffer.orders import Evaluation, Plan, Version
-from buffer.protocol import Claim, Lease, News, Refused, TakenBatch
+from buffer.protocol import Charged, Claim, Lease, News, Refused, TakenBatch
 from buffer.rows import Assembly, Combination, first_pictures
 from buffer.rules import Rules
 from buffer.schema import ScoreTypes, check_rollout, check_scores, stack
@@ -73,6 +73,7 @@ class TrajectoryBuffer:
         """All that orders may ask for."""
         return self.plan.all_prompts
 
+    @excusing_delays
     def claim(self, worker: str) -> Claim | None:
         """An order to roll out, or None if nothing may be claimed now."""
         self._stop_if_due()
@@ -82,6 +83,7 @@ class TrajectoryBuffer:
         order_id, version = answer
         return Claim(self.plan.order(order_id), version, self._weights[version])
 
+    @excusing_delays
     def add(self, order_id: str, version: Version, table: pa.Table) -> bool:
         """Take in an order's trajectories (`schema.rollout_table`). True: they count, and are on disk. False: the
         buffer has the order already, or these weights are not the ones it is bound to. Anybody may call."""
@@ -94,6 +96,7 @@ class TrajectoryBuffer:
         images = self._ledger.write(f"{order_id}.image", table.select(["trajectory_id", "image"]))
         return bool(self._do(transitions.add, order_id, version, Rollout(images, latents)))
 
+    @excusing_delays
     def order_failed(self, order_id: str, worker: str, message: str) -> None:
         """The rollout raised: the third time, its pictures are set aside. Only the holder of a claim is heard."""
         self._do(transitions.order_failed, order_id, worker, writable(message))
@@ -101,6 +104,7 @@ class TrajectoryBuffer:
 
     # ---- reward workers
 
+    @excusing_delays
     def lease(self, reward: str, worker: str) -> Lease | None:
         """Pictures to score, or None if there are none now."""
         self._stop_if_due()
@@ -116,6 +120,7 @@ class TrajectoryBuffer:
                 shown = table.select(["trajectory_id", "image"]).add_column(1, "prompt", prompts)
                 return Lease(order_id, file.digest, shown, skip, alone)
 
+    @excusing_delays
     def add_scores(self, reward: str, order_id: str, table_digest: str, table: pa.Table) -> bool:
         """Take in scores: trajectory_id int64, score float32 (finite), further columns to store. True: they count.
         Raises ValueError if a picture that is not set aside has no score."""
@@ -130,6 +135,7 @@ class TrajectoryBuffer:
         self._finish_evaluations()
         return counts
 
+    @excusing_delays
     def pictures_failed(
         self, reward: str, order_id: str, table_digest: str, worker: str, reasons: Mapping[int, str]
     ) -> None:
@@ -145,9 +151,10 @@ class TrajectoryBuffer:
 
     # ---- the fleet
 
-    def worker_died(self, worker: str, node_lives: bool = True) -> None:
+    @excusing_delays
+    def worker_died(self, worker: str, charged: Charged = "work") -> None:
         """Claims, leases and the batch of a sampler, reward worker or learner go back."""
-        self._do(transitions.worker_died, worker, node_lives)
+        self._do(transitions.worker_died, worker, charged)
         self._finish_evaluations()
 
     def overdue(self) -> list[str]:
@@ -156,6 +163,7 @@ class TrajectoryBuffer:
 
     # ---- learner and driver
 
+    @excusing_delays
     def take(self, learner: str) -> TakenBatch | None:
         """The batch to train now, or None. `learner` names the whole group; asking again gives the batch again."""
         self._stop_if_due()
@@ -178,6 +186,7 @@ class TrajectoryBuffer:
         """A new name for version 0's recovery point, relative to the run folder."""
         return f"checkpoints/{self._ledger.store.new_name('v00000')}"
 
+    @excusing_delays
     def trained(self, batch: int, version_after: Version, recovery_point: str, parquet: str) -> str:
         """Both files are written. Returns the recovery point that counts: of another, the learner reloads it.
 
@@ -194,10 +203,7 @@ class TrajectoryBuffer:
             roster = roster_of(self.run_dir / parquet) if parquet else ""
         offered = Trained(version, recovery_point, parquet, roster)
         counts = self._do(transitions.trained, batch, offered)
-        beside = self._ledger.store.leftovers([counts.recovery_point], ["checkpoints"], f"v{batch + 1:05d}.")
-        if batch >= 0:
-            beside += self._ledger.store.leftovers([counts.parquet], ["trajectories"], f"b{batch:05d}.")
-        self._ledger.remove(beside)
+        self._ledger.remove(self._ledger.store.beside(counts))
         if not known:
             self._ledger.remove(self._unneeded(["tensors"]) + self.rules.old_recovery_points(self.state))
             self._finish_evaluations()
@@ -222,12 +228,12 @@ class TrajectoryBuffer:
 
     def current(self) -> tuple[Version, str] | None:
         """The newest version and its recovery point; None before version 0 is registered."""
-        if not self.state.trained:
-            return None
-        return self.state.trained[-1].version, self.state.trained[-1].recovery_point
+        newest = self.state.trained[-1:]
+        return (newest[0].version, newest[0].recovery_point) if newest else None
 
     # ---- evaluations
 
+    @excusing_delays
     def evaluation(self, evaluation: Evaluation, pictures: int) -> tuple[pa.Table, dict[int, np.ndarray] | None]:
         """Rows of a finished evaluation, scalars as in trajectories/ but for the batch's; and its first pictures, see
         `first_pictures`."""
@@ -237,6 +243,7 @@ class TrajectoryBuffer:
         rows = pq.read_table(self.run_dir / parquet)
         return rows, first_pictures(self._ledger.store.read_arrow, self.rules.sizes, self.state, evaluation, pictures)
 
+    @excusing_delays
     def evaluation_missed(self, version: int, why: str) -> None:
         """Close what is still to be evaluated at a version, which can no longer be served (its recovery point does not
         load)."""
@@ -264,17 +271,11 @@ class TrajectoryBuffer:
         return News(
             epoch=self.epoch,
             stop=self.stop,
-            finished=self.finished,
             to_publish=self.to_publish(),
             served=self.served(),
             evaluations=[each for each, parquet in self.state.evaluations.items() if parquet is not None],
             overdue=self.overdue(),
-            batches=self.rules.batches,
-            trained=max(self.state.next_batch, 0),
-            training=self.state.taken is not None,
-            orders=watching.orders_by_state(self.rules, self.state),
-            evaluating=watching.orders_of_evaluations(self.rules, self.state),
-            set_aside=watching.set_aside(self.state),
+            **watching.progress(self.rules, self.state),
             notes=list(self.notes),
             seconds={},
             draining=False,
@@ -295,7 +296,11 @@ class TrajectoryBuffer:
 
     def _open(self) -> None:
         self._ledger.do(transitions.reopen(self.rules, self.state))
-        for evaluation in self.rules.open_evaluations(self.state):
+        due = self.rules.open_evaluations(self.state)
+        for evaluation in self.rules.begun(self.state):
+            if evaluation not in due:
+                self._miss(evaluation, "it was begun, and is not due any more")
+        for evaluation in due:
             if not (self.run_dir / self.state.trained[evaluation.version].recovery_point).exists():
                 self._miss(evaluation, "its recovery point is gone")
         self._ledger.remove(self._unneeded(["tensors", "trajectories", "evaluation", "checkpoints"]))

@@ -7,8 +7,9 @@ needed.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import pyarrow as pa
 
@@ -19,7 +20,25 @@ from buffer.store import Store
 from buffer.transitions import excused
 from common.errors import RunStopped, UserError
 
-DELAY_S = 1.0  # of a disk, and more is nobody's time
+DELAY_S = 1.0  # that a call takes, and more is nobody's time
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def excusing_delays(method: Method) -> Method:
+    """Of a method of who has a `_ledger`. While a disk keeps the buffer waiting, everybody else waits for the buffer,
+    and nobody is late by that."""
+
+    @wraps(method)
+    def timed(self: Any, *call: Any, **named: Any) -> Any:
+        ledger: Ledger = self._ledger
+        start = ledger.clock()
+        try:
+            return method(self, *call, **named)
+        finally:
+            if (delay := ledger.clock() - start) > DELAY_S:
+                ledger.state = excused(ledger.state, delay)
+
+    return cast(Method, timed)
 
 
 class Ledger:
@@ -47,20 +66,19 @@ class Ledger:
 
     def do(self, step: Step) -> Any:
         """Journal what the step says, then let it be so."""
-        with self._excusing_delays():
-            if step.records:
-                with self.remembering_a_stop():
-                    self._journal.append(step.records)
-            self.state = step.state
+        if step.records:
+            with self.remembering_a_stop():
+                self._journal.append(step.records)
+        self.state = step.state
         return step.answer
 
     def write(self, stem: str, table: pa.Table) -> File:
-        with self._excusing_delays(), self.remembering_a_stop():
+        with self.remembering_a_stop():
             return self.store.write_arrow(stem, table)
 
     def read(self, file: File) -> pa.Table | None:
         """An acknowledged table; None if it is damaged or gone."""
-        with self._excusing_delays(), self.remembering_a_stop():
+        with self.remembering_a_stop():
             return self.store.read_arrow(file)
 
     def remove(self, paths: list[str]) -> None:
@@ -85,25 +103,19 @@ class Ledger:
             self.stopped = str(stopped)
             raise
 
-    @contextmanager
-    def _excusing_delays(self) -> Iterator[None]:
-        """While a disk keeps the buffer waiting, everybody else waits for the buffer, and nobody is late by that."""
-        start = self.clock()
-        try:
-            yield
-        finally:
-            if (delay := self.clock() - start) > DELAY_S:
-                self.state = excused(self.state, delay)
-
     def _check_identity(self, plan: Plan, history: list[Record]) -> None:
         theirs = ours = plan.identity()
         for record in history:
             if record["kind"] == "opened":
                 theirs = record["plan"]
-            elif record["kind"] in ("trained", "restored") and theirs != ours:  # before version 0 nothing is made of it
-                both = [(name, theirs.get(name), ours.get(name)) for name in {**theirs, **ours}]
-                others = ", ".join(f"{name} {before} (now {now})" for name, before, now in both if before != now)
-                raise UserError(
-                    f"The run in {self.run_dir} was begun with another plan: {others}; go on with what it was begun "
-                    "with, or start another run under another run.name."
+            elif record["kind"] in ("trained", "restored") and (others := _others(theirs, ours)):
+                raise UserError(  # before version 0 nothing is made of a plan
+                    f"The run in {self.run_dir} was begun with another plan: {', '.join(others)}; go on with what it "
+                    "was begun with, or start another run under another run.name."
                 )
+
+
+def _others(theirs: Record, ours: Record) -> list[str]:
+    """What differs, as text: evaluation sets in another order give their trajectories other ids."""
+    both = [(name, str(theirs.get(name)), str(ours.get(name))) for name in {**theirs, **ours}]
+    return [f"{name} {before} (now {now})" for name, before, now in both if before != now]

@@ -6,7 +6,7 @@ processes (actors/remote_buffer.py). Every call may be made twice: the second ti
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 
@@ -87,6 +87,11 @@ class News:
     seconds: dict[str, dict[str, float]]  # of each worker, by occupation, as far as they told the buffer
     draining: bool  # nothing new is handed out
     lr_halvings: int  # what `slow` was told in this epoch
+
+
+# Whom a worker's death is charged to. "device": its device or memory, which only a picture tried alone can be to blame
+# for. "nobody": it was ended on purpose, or its host is lost.
+Charged = Literal["work", "device", "nobody"]
 
 
 class Buffer(Protocol):

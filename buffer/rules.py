@@ -233,6 +233,11 @@ class Rules:
         due = [Evaluation(v, name) for name, one in self.sets.items() for v in one.versions if v <= state.next_batch]
         return sorted((each for each in due if each not in state.evaluations), key=lambda each: each.version)
 
+    def begun(self, state: State) -> list[Evaluation]:
+        """Evaluations that have work and are not over, due or not: run.batches may have been raised since."""
+        found = {name for o in state.work if (name := parse(o).evaluation) and name not in state.evaluations}
+        return sorted(found)
+
     def retired(self, state: State) -> list[str]:
         """Orders whose tensors go: of batches trained long enough ago, of old or missed evaluations."""
         finished = [each for each, parquet in state.evaluations.items() if parquet is not None]

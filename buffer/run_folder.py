@@ -22,9 +22,10 @@ from buffer.schema import stack
 from buffer.settings import sizes_of
 from buffer.state import Record, State, fold
 from buffer.store import read_arrow
-from common.errors import UserError
+from common.errors import UserError, shown
 from conf.evaluations import FIRST
 from conf.load import from_file
+from conf.places import is_file
 from conf.schema import Config
 
 # How a run names its files; others may lie beside them.
@@ -50,6 +51,17 @@ class RunFolder:
     def config(self) -> Config:
         """The run's settings. Raises UserError if the folder has no readable config.yaml."""
         return from_file(self.path / "config.yaml")
+
+    @cached_property
+    def prompts(self) -> list[str]:
+        """Those of the run. Raises UserError where they are lost."""
+        path = self.path / "prompts.txt"
+        try:
+            if prompts := [line for line in path.read_text(encoding="utf-8").split("\n") if line]:
+                return prompts
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} cannot be read ({error}): put it back") from error
+        raise UserError(f"{path} holds no prompt: put it back")
 
     # ---- the journal
 
@@ -155,6 +167,13 @@ class RunFolder:
     def sittings(self) -> list[dict[str, Any]]:
         """From a start of the run to its end, each, in order."""
         return list(self.record["sittings"].values())
+
+
+def run_at(path: Path) -> RunFolder:
+    """Raises UserError if there is no run."""
+    if not is_file(path / "config.yaml"):
+        raise UserError(f"{shown(path)} is no run (no config.yaml in it)")
+    return RunFolder(path)
 
 
 def grid_path(evaluation: Evaluation) -> str:

@@ -9,10 +9,11 @@ The durable part changes only by `fold`, so the state after a restart is the fol
 (claims, leases, who has taken the batch, what is published, deaths) starts empty in every epoch: it all goes back.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from buffer.orders import Evaluation, Version, parse
+from buffer.orders import Evaluation, OrderName, Version, parse
 
 Record = dict[str, Any]  # one fact in the journal; JSON, with its "kind"
 
@@ -79,7 +80,7 @@ class State(NamedTuple):
     work: Mapping[str, Work] = {}  # order id -> its life, until retention drops it
     rosters: Mapping[int, str] = {}  # batches that are ready and not yet trained -> digest of what they will train on
     evaluations: Mapping[Evaluation, str | None] = {}  # what is over -> its Parquet file, or None: missed
-    set_aside_in_trained: Mapping[str, int] = {}  # reason -> pictures, of trained batches
+    set_aside: Mapping[str, int] = {}  # reason -> pictures, of trained batches and of evaluations that are over
     # of this epoch
     published: frozenset[int] = frozenset()
     claims: Mapping[str, tuple[Hold, ...]] = {}  # order id -> who is rolling it out
@@ -142,7 +143,7 @@ def restored_record(state: State) -> Record:
         "kind": "restored",
         "trained": state.trained,
         "evaluations": [[*evaluation, parquet] for evaluation, parquet in state.evaluations.items()],
-        "set_aside_in_trained": dict(state.set_aside_in_trained),
+        "set_aside_in_trained": dict(state.set_aside),
     }
 
 
@@ -159,7 +160,7 @@ def _restored(state: State, record: Record) -> State:
     return state._replace(
         trained=tuple(Trained(Version(*version), *rest) for version, *rest in record["trained"]),
         evaluations={Evaluation(version, name): parquet for version, name, parquet in record["evaluations"]},
-        set_aside_in_trained=record["set_aside_in_trained"],
+        set_aside=record["set_aside_in_trained"],
     )
 
 
@@ -226,15 +227,10 @@ def _ready(state: State, record: Record) -> State:
 
 def _trained(state: State, record: Record) -> State:
     trained = Trained(Version(*record["version"]), record["recovery_point"], record["parquet"], record["roster"])
-    aside = dict(state.set_aside_in_trained)
-    for order_id, work in state.work.items():
-        if _batch(order_id) == record["batch"]:
-            for _, reason in work.set_aside:
-                aside[reason] = aside.get(reason, 0) + 1
     return state._replace(
         trained=(*state.trained, trained),
         rosters=without(state.rosters, record["batch"]),
-        set_aside_in_trained=aside,
+        set_aside=_with_those_of(state, lambda name: not name.evaluation and name.group == record["batch"]),
         taken=None,
         claims={order: holds for order, holds in state.claims.items() if _batch(order) != record["batch"]},
         leases={key: holds for key, holds in state.leases.items() if _batch(key[0]) != record["batch"]},
@@ -242,13 +238,26 @@ def _trained(state: State, record: Record) -> State:
 
 
 def _evaluated(state: State, record: Record) -> State:
-    return state._replace(evaluations={**state.evaluations, Evaluation(*record["evaluation"]): record["parquet"]})
+    return _over(state, Evaluation(*record["evaluation"]), record["parquet"])
+
+
+def _over(state: State, evaluation: Evaluation, parquet: str | None) -> State:
+    aside = _with_those_of(state, lambda name: name.evaluation == evaluation not in state.evaluations)
+    return state._replace(evaluations={**state.evaluations, evaluation: parquet}, set_aside=aside)
+
+
+def _with_those_of(state: State, ends: Callable[[OrderName], bool]) -> dict[str, int]:
+    """What was set aside so far, with that of orders that are over with this record: retention may forget them."""
+    aside = Counter(state.set_aside)
+    for order_id, work in state.work.items():
+        if ends(parse(order_id)):
+            aside.update(reason for _, reason in work.set_aside)
+    return dict(aside)
 
 
 def _missed(state: State, record: Record) -> State:
     over = Evaluation(*record["evaluation"])
-    return state._replace(
-        evaluations={**state.evaluations, over: None},
+    return _over(state, over, None)._replace(
         claims={order: holds for order, holds in state.claims.items() if parse(order).evaluation != over},
         leases={key: holds for key, holds in state.leases.items() if parse(key[0]).evaluation != over},
     )

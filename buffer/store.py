@@ -29,11 +29,12 @@ from buffer.orders import Evaluation
 from buffer.protocol import TakenBatch
 from buffer.rows import times
 from buffer.schema import stack, tensors_in
-from buffer.state import File
+from buffer.state import File, Trained
 from common.files import digest_of, disk_stops_the_run, write_new
 
 FOLDERS = ("tensors", "trajectories", "evaluation", "checkpoints")
-OURS = re.compile(r"\.?[bev]\d+\.(.+\.)?e\d+\.\d+.*")  # names that a run gives, and temporary names made of them
+# Names that a run gives; hidden ones are temporary, and made of them. A copy that somebody made beside them stays.
+OURS = re.compile(r"[bev]\d+\.(.+\.)?e\d+\.\d+(\.arrow|\.parquet)?|\.[bev]\d+\.(.+\.)?e\d+\.\d+.*")
 ROSTER = b"ddpo.roster"
 
 
@@ -90,6 +91,12 @@ class Store:
                 shutil.rmtree(hidden, ignore_errors=True)
             else:
                 target.unlink(missing_ok=True)
+
+    def beside(self, trained: Trained) -> list[str]:
+        """What other attempts at this batch have left beside the files that count."""
+        version = trained.version.number
+        found = self.leftovers([trained.recovery_point], ["checkpoints"], f"v{version:05d}.")
+        return found + (self.leftovers([trained.parquet], ["trajectories"], f"b{version - 1:05d}.") if version else [])
 
     def leftovers(self, needed: Iterable[str], folders: Iterable[str] = FOLDERS, stem: str = "") -> list[str]:
         """Files and folders of a run's own naming that are not needed: temporary, torn, or never acknowledged."""

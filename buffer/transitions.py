@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from buffer.orders import Evaluation, Version, parse
-from buffer.protocol import Refused
+from buffer.protocol import Charged, Refused
 from buffer.rules import ALONE_AFTER, Rules
 from buffer.state import File, Hold, Record, Rollout, State, Step, Trained, fold, place_of, record_all, without, work_of
 
@@ -209,7 +209,7 @@ def evaluated(rules: Rules, state: State, evaluation: Evaluation, parquet: str, 
 
 def missed(rules: Rules, state: State, evaluation: Evaluation, why: str, now: float) -> Step:
     """An evaluation that can no longer be served is closed [14]."""
-    if evaluation not in rules.open_evaluations(state):
+    if evaluation in state.evaluations:
         return Step(state)
     return _retired(rules, record_all(state, {"kind": "missed", "evaluation": evaluation, "why": why, "time": now}))
 
@@ -226,9 +226,9 @@ def _retired(rules: Rules, step: Step) -> Step:
 # ---- death and delay
 
 
-def worker_died(rules: Rules, state: State, worker: str, node_lives: bool, now: float) -> Step:
-    """Its claims, leases and batch go back. A death is not the work's fault, but for a picture tried alone; five at
-    the same work, while the nodes live, stop the run (`Rules.stop`) [7]."""
+def worker_died(rules: Rules, state: State, worker: str, charged: Charged, now: float) -> Step:
+    """Its claims, leases and batch go back. A death is not the work's fault, but for a picture tried alone; five that
+    are charged to the same work stop the run (`Rules.stop`) [7]."""
     claims, lost_orders = _released(state.claims, worker)
     leases, lost_leases = _released(state.leases, worker)
     lost = [(order_id, "") for order_id in lost_orders] + lost_leases
@@ -238,7 +238,7 @@ def worker_died(rules: Rules, state: State, worker: str, node_lives: bool, now: 
         lost.append((f"batch {state.next_batch}", ""))
         taken = None
     deaths = dict(state.deaths)
-    if node_lives and picture is None:
+    if charged == "work" and picture is None:
         for work in lost:
             deaths[work] = deaths.get(work, 0) + 1
     state = state._replace(
@@ -250,7 +250,7 @@ def worker_died(rules: Rules, state: State, worker: str, node_lives: bool, now: 
         asked={asked: time for asked, time in state.asked.items() if asked[1] != place_of(worker)},
     )
     for order_id, reward in lost_leases:
-        if picture in rules.sizes.trajectory_ids(order_id):
+        if charged != "nobody" and picture in rules.sizes.trajectory_ids(order_id):
             reasons = {picture: "the worker died on this picture alone"}
             return _failed(rules, state, order_id, reward, worker, reasons, now)
     return Step(state)

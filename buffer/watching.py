@@ -6,8 +6,8 @@ trained weights where samplers find them), "the end of the run" (there is nothin
 """
 
 from collections import Counter
+from typing import Any
 
-from buffer.orders import parse
 from buffer.rules import Rules
 from buffer.state import State, work_of
 
@@ -15,6 +15,19 @@ ROLLOUTS = "rollouts"
 LEARNER = "the learner"
 PUBLICATION = "publication"
 END = "the end of the run"
+
+
+def progress(rules: Rules, state: State) -> dict[str, Any]:
+    """How far the run is: fields of `News`."""
+    return {
+        "finished": rules.finished(state),
+        "batches": rules.batches,
+        "trained": max(state.next_batch, 0),
+        "training": state.taken is not None,
+        "orders": orders_by_state(rules, state),
+        "evaluating": orders_of_evaluations(rules, state),
+        "set_aside": set_aside(rules, state),
+    }
 
 
 def orders_by_state(rules: Rules, state: State) -> dict[str, int]:
@@ -40,12 +53,11 @@ def orders_of_evaluations(rules: Rules, state: State) -> int:
     return sum(not rules.over(state, order_id) for order_id in orders)
 
 
-def set_aside(state: State) -> dict[str, int]:
-    """Pictures by reason. Trained batches are in the totals already, though retention may still keep their tensors."""
-    aside = Counter(state.set_aside_in_trained)
+def set_aside(rules: Rules, state: State) -> dict[str, int]:
+    """Pictures by reason. What is over is in the totals already, though retention may still keep its tensors."""
+    aside = Counter(state.set_aside)
     for order_id, work in state.work.items():
-        evaluation, group, _ = parse(order_id)
-        if evaluation or group >= state.next_batch:
+        if not rules.closed(state, order_id):
             aside.update(reason for _, reason in work.set_aside)
     return dict(aside)
 

@@ -77,8 +77,8 @@ def for_the_user_to_mend(what: str, fix: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (Exception, SystemExit) as error:
-        if is_the_workers(error):
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt | GeneratorExit) or is_the_workers(error):
             raise
         raise UserError(f"{what}: {describe(error, 200)}; {fix}.") from error
 

@@ -2,15 +2,17 @@
 
 import importlib
 import inspect
+import math
 import sys
-from collections.abc import Mapping
+import typing
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
 from common.blame import for_the_user_to_mend, shortened
-from common.errors import UserError
+from common.errors import UserError, shown
 
 
 @dataclass(frozen=True)
@@ -83,14 +85,39 @@ class Door:
         try:
             inspect.signature(kind).bind(*given, **args)
         except (TypeError, ValueError) as error:
-            shown = shortened(str(dict(args)), 200)
-            raise UserError(f"{args_setting}={shown} do not fit {path}: {error}; change the args.") from error
+            given_args = shortened(str(dict(args)), 200)
+            raise UserError(f"{args_setting}={given_args} do not fit {path}: {error}; change the args.") from error
+        _check_kinds(kind, args_setting, args)
         name = setting.removesuffix(".path")
         with for_the_user_to_mend(f"{name} ({path}) cannot be made", "mend it or its args"):
             try:
                 return kind(*given, **args)
             except UserError as error:
                 raise UserError(f"{name}: {error}") from error
+
+
+# What a plain argument may be, by its annotation; an argument of another annotation is the class's own to check.
+KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
+    bool: ("true or false", lambda value: isinstance(value, bool)),
+    int: ("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
+    float: (
+        "a finite number",
+        lambda value: isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value),
+    ),
+    str: ("a text", lambda value: isinstance(value, str)),
+    type(None): ("null", lambda value: value is None),
+}
+
+
+def _check_kinds(kind: type, args_setting: str, args: Mapping[str, Any]) -> None:
+    """Raises UserError for one that is not what its annotation says."""
+    parameters = inspect.signature(kind).parameters
+    for name, value in args.items():
+        annotation = parameters[name].annotation if name in parameters else None
+        kinds = typing.get_args(annotation) or (annotation,)
+        if all(one in KINDS for one in kinds) and not any(KINDS[one][1](value) for one in kinds):
+            wanted = " or ".join(KINDS[one][0] for one in kinds)
+            raise UserError(f"{args_setting}.{name}={shown(value)} must be {wanted}.")
 
 
 def _no_module(where: str, module: str) -> UserError:

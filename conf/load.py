@@ -23,7 +23,7 @@ from common.version import goes_on, written_by
 from conf import replay, typed_yaml
 from conf.evaluations import used_rewards
 from conf.names import check_name
-from conf.places import ROOT, anchored, write_out
+from conf.places import ROOT, anchored, is_file, write_out
 from conf.schema import Config
 from conf.settings import hint_of, holds_texts, is_text, section_type, settings, type_name
 from conf.texts import check_texts
@@ -60,6 +60,7 @@ def load(argv: list[str]) -> Config:
         runs, overrides = replay.runs_of(overrides)
         path = runs[0] / "config.yaml"
         layers = [replay.layer(runs, _experiment(path)), {"experiment": word}]
+        replay.check_words(parse_overrides(overrides))
     else:
         path = experiment_path(word)
         layers = [{"experiment": path.stem}, _experiment(path)]
@@ -126,13 +127,6 @@ def experiment_path(word: str) -> Path:
         f"there is no experiment {quoted(word)}{_did_you_mean(word, known).rstrip('?')}: "
         f"give one of {', '.join(known)}, or the path of a YAML file"
     )
-
-
-def is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # too long for a name, or signs that no name has
-        return False
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -22,6 +22,13 @@ LONGEST_SOCKET = 107  # bytes of a Unix socket's path
 SOCKET = "/session_2026-01-31_12-00-00_000000_{pid}/sockets/plasma_store"  # what Ray puts behind its folder
 
 
+def is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long for a name, or signs that no name has
+        return False
+
+
 def anchored(value: Any, folder: Path) -> Any:
     """A text, or nested dicts of texts, with what is shipped as it lies in this folder."""
     return _mapped(value, lambda text: f"{folder}/{text}" if text.startswith(SHIPPED) else text)
@@ -55,6 +62,8 @@ def write_out(config: Config) -> None:
             setattr(group, name, _place(key, value))
     if config.ray.temp_dir is not None:
         config.ray.temp_dir = str(Path(config.ray.temp_dir).absolute())
+    if config.run.replay:
+        config.run.replay = [str(Path(_place("run.replay", path)).absolute()) for path in config.run.replay]
 
 
 def _place(key: str, value: str) -> str:

@@ -12,6 +12,7 @@ from prompts.sets import named_sets, prompts_of
 
 # CLIP reads 77 tokens; a line far beyond is no prompt but, say, a page of text without line breaks.
 LONGEST = 1000
+BLANK_LETTERS = "\u115f\u1160\u3164\uffa0"  # Hangul fillers, which Unicode counts as letters
 
 
 def prompts_of_run(config: Config) -> list[str]:
@@ -20,9 +21,12 @@ def prompts_of_run(config: Config) -> list[str]:
         return resolve_prompts(config.prompts)
     files = [Path(run) / "prompts.txt" for run in config.run.replay]
     try:
-        return list(dict.fromkeys(prompt for file in files for prompt in file.read_text(encoding="utf-8").splitlines()))
-    except OSError as error:
-        raise UserError(f"run.replay: {error.filename} cannot be read: {error.strerror}") from error
+        lines = [line for file in files for line in file.read_text(encoding="utf-8").split("\n") if line]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"run.replay: a prompts.txt cannot be read ({error}): put it back") from error
+    if not lines:
+        raise UserError(f"run.replay: {shown(files[0])} holds no prompt: put it back")
+    return list(dict.fromkeys(lines))
 
 
 def resolve_prompts(prompts: PromptsConfig, key: str = "prompts") -> list[str]:
@@ -40,7 +44,7 @@ def resolve_prompts(prompts: PromptsConfig, key: str = "prompts") -> list[str]:
     if prompts.list is not None:
         return _checked(prompts.list, f"{key}.list", "entry")
     assert prompts.file is not None
-    return _checked(lines_of(prompts.file), f"{key}.file={shown(prompts.file)}", "line", blank_is_skipped=True)
+    return _checked(lines_of(prompts.file, key), f"{key}.file={shown(prompts.file)}", "line", blank_is_skipped=True)
 
 
 def _named_set(name: str, key: str) -> list[str]:
@@ -63,6 +67,8 @@ def _checked(texts: list[str], source: str, unit: str, blank_is_skipped: bool = 
             if blank_is_skipped:
                 continue
             raise UserError(f"{source}: {unit} {number} is blank, give it a text or leave it out")
+        if all(unicodedata.category(sign)[0] in "CZ" or sign in BLANK_LETTERS for sign in prompt):
+            raise UserError(f"{source}: {unit} {number} ({quoted(ascii(prompt), 60)}) shows nothing: leave it out")
         if len(prompt) > LONGEST:
             raise UserError(
                 f"{source}: {unit} {number} has {len(prompt)} characters, and a prompt at most {LONGEST}: shorten it"

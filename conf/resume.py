@@ -10,6 +10,7 @@ import fcntl
 import itertools
 import json
 import os
+import re
 import socket
 from datetime import datetime
 from enum import Enum
@@ -27,6 +28,8 @@ from conf.schema import Config
 from conf.settings import flatten, may_change
 
 MOST_SHOWN = 4  # differences in a sentence
+
+VERSION_RECORD = re.compile(rb'{"kind": "(trained|restored)"')  # as buffer/journal.py writes them
 
 # What a start leaves in a new run folder that ended before config.yaml was there.
 UNFINISHED = ("prompts.txt", ".prompts.txt.partial", ".config.yaml.partial")
@@ -51,9 +54,14 @@ def check_resume(run_dir: Path, config: Config, prompts: list[str]) -> None:
         if foreign is not None or (run_dir.exists() and not run_dir.is_dir()):
             raise UserError(f"{shown(run_dir)} exists and is not a run (no config.yaml in it): choose another run.name")
         return
-    if any((run_dir / "checkpoints").glob("v*")):
+    if any((run_dir / "checkpoints").glob("v*")) or _has_a_version(run_dir):
         check_same(run_dir, config, prompts)
     # Otherwise it ended before version 0, say of a wrong model.lora.targets, and nothing was made with its settings.
+
+
+def _has_a_version(run_dir: Path) -> bool:
+    """By its journal: somebody may have removed checkpoints/, or not mounted it."""
+    return any(VERSION_RECORD.search(file.read_bytes()) for file in (run_dir / "journal").glob("*.jsonl"))
 
 
 def check_same(run_dir: Path, config: Config, prompts: list[str]) -> None:

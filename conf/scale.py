@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 
 from common.errors import UserError, shown
 from common.files import write_atomically
-from conf.load import from_file, is_file, merge, parse_overrides, read_yaml, to_config
+from conf.load import from_file, merge, parse_overrides, read_yaml, to_config
+from conf.places import is_file
 from conf.resume import RunLock
 from conf.schema import Config
 from conf.settings import flatten

@@ -172,7 +172,7 @@ class LearnerConfig:
         "among a prompt's last pictures (per_prompt), those of a group (by_group), by_batch, or module:Class",
     )
     advantage_args: dict[str, Any] = setting({}, "its keyword arguments, such as std=batch of by_group")
-    lr: float = setting(3e-4, "AdamW's learning rate", POSITIVE)
+    lr: float = setting(3e-4, "AdamW's learning rate", POSITIVE_SHARE)
     betas: tuple[float, float] = setting((0.9, 0.999), "AdamW's decay rates of the gradient's moments")
     weight_decay: float = setting(1e-4, "AdamW's", NOT_NEGATIVE)
     optimizer_steps: int = setting(2, "a batch; ddpo_sf takes one", AT_LEAST_ONE)

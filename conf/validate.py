@@ -103,7 +103,7 @@ def _check_names(config: Config) -> None:
         if not 0.01 <= scale <= 0.99 or abs(100 * scale - round(100 * scale)) > 1e-9:
             raise UserError(f"evaluation.scales holds {scale:g}: give hundredths between 0 and 1, such as [0.25,0.5]")
     scales = [scale_set(scale) for scale in config.evaluation.scales]
-    if len({*scales}) < len(scales) or {*scales} & {*config.evaluation.sets}:
+    if len({*scales}) < len(scales) or {*scales} & {name.lower() for name in config.evaluation.sets}:
         raise UserError(f"evaluation.scales makes the sets {', '.join(scales)}: give each scale once, and rename yours")
     if FIRST in config.evaluation.sets:
         raise UserError(f"evaluation.sets.{FIRST}: evaluation.count and evaluation.every are that set's, rename yours")

@@ -9,19 +9,21 @@ import argparse
 import math
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from buffer.run_folder import RunFolder
-from common.errors import UserError, in_one_line
-from common.terminal import print_anywhere
+from buffer.run_folder import RunFolder, run_at
+from common.commands import command, place
+from common.errors import UserError, shown
 from emoji_world.classifier import accuracy, classify
 from evaluation.measures import pairs_of
 from evaluation.summary import Comparison, compare
 from policy.policy import Policy
 from policy.rollout import rollout
+from policy.source import WEIGHT_NAME
 from prompts.scenes import parse
 from report.grids import captions_of, grid
 
@@ -96,37 +98,37 @@ def captions(run_dir: Path) -> list[str]:
 
 def checked(run_dir: Path) -> Comparison:
     """Raises UserError for a run that cannot be judged, before anything is drawn."""
+    run = run_at(run_dir)
     change = compare(run_dir)
     if change is None:
         raise UserError(f"{run_dir} has no two evaluations to compare")
     try:
-        for prompt in next(iter(RunFolder(run_dir).evaluations.values()))["prompt"].unique().to_pylist():
+        for prompt in next(iter(run.evaluations.values()))["prompt"].unique().to_pylist():
             parse(prompt)
     except ValueError as error:
         raise UserError(f"{run_dir} has prompts of another world: {error}") from error
+    if not (run_dir / "lora" / WEIGHT_NAME).is_file():
+        raise UserError(f"{run_dir} has no lora/{WEIGHT_NAME} yet: it is written when the run ends")
     return change
 
 
-def main(arguments: list[str]) -> int:
+@command("emoji_world.judge")
+def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs="+")
-    parser.add_argument("--picture", type=Path, help="where to draw the first run's first pairs, before over after")
+    parser.add_argument("runs", type=place, nargs="+")
+    parser.add_argument("--picture", type=place, help="where to draw the first run's first pairs, before over after")
     args = parser.parse_args(arguments)
-    try:
-        changes = [checked(run_dir) for run_dir in args.runs]
-        print(HEAD)
-        for index, (run_dir, change) in enumerate(zip(args.runs, changes, strict=True)):
-            prompts, before = pictures(run_dir, after=False)
-            _, after = pictures(run_dir, after=True)
-            print(row(run_dir, change, prompts, before, after), flush=True)
-            if args.picture and index == 0:
-                draw(run_dir, before, after).save(args.picture, optimize=True)
-    except UserError as reason:
-        print(f"emoji_world.judge: {in_one_line(reason)}", file=sys.stderr)
-        return 2
-    return 0
+    if args.picture and (args.picture.suffix.lower() not in (".png", ".jpg") or not args.picture.parent.is_dir()):
+        raise UserError(f"--picture={shown(args.picture)} must be a .png or .jpg in a folder that is there")
+    changes = [checked(run_dir) for run_dir in args.runs]
+    print(HEAD)
+    for index, (run_dir, change) in enumerate(zip(args.runs, changes, strict=True)):
+        prompts, before = pictures(run_dir, after=False)
+        _, after = pictures(run_dir, after=True)
+        print(row(run_dir, change, prompts, before, after), flush=True)
+        if args.picture and index == 0:
+            draw(run_dir, before, after).save(args.picture)
 
 
 if __name__ == "__main__":
-    print_anywhere()
     sys.exit(main(sys.argv[1:]))

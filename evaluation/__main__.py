@@ -8,19 +8,17 @@ pictures at each scale, into RUN/scales/, from where the report takes them.
 
 import argparse
 import sys
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 
-from buffer.run_folder import RunFolder
-from common.errors import UserError, in_one_line
+from buffer.run_folder import RunFolder, run_at
+from common.commands import command, place
+from common.errors import UserError
 from common.files import write_atomically
-from common.terminal import print_anywhere
 from conf.evaluations import FIRST, sets_of
-from evaluation.again import Again, kept_or_last, run_folder
 from evaluation.measures import DIVERSITY, measures
 from evaluation.tradeoff import knee, table
-from policy.rollout import NonFinite
 from report.grids import grid
 from report.report import write_report
 from report.svg import Curve, figure
@@ -30,26 +28,24 @@ SHOWN = 8  # pictures of each scale
 LARGEST = 10  # scale of a LoRA that may still draw a picture
 
 
-def main(arguments: list[str]) -> int:
+@command("evaluation")
+def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m evaluation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("runs", type=place, nargs="+")
     parser.add_argument("--version", type=int, help="by default the best one, of which lora_best/ is")
     parser.add_argument("--set", default=FIRST, help=f"an evaluation set of the run; by default {FIRST}")
     parser.add_argument("--scales", default="0,0.25,0.5,0.75,1", help="of the LoRA, by commas")
     parser.add_argument("--against", help="the measure that may be lost; by default the first that nobody trains on")
     args = parser.parse_args(arguments)
-    try:
-        for run in [run_folder(path) for path in args.runs]:
-            evaluate(run, args.set, args.version, _scales(args.scales), args.against)
-    except (UserError, NonFinite) as reason:
-        print(f"evaluation: {in_one_line(reason)}", file=sys.stderr)
-        return 2
-    return 0
+    for run in [run_at(path) for path in args.runs]:
+        evaluate(run, args.set, args.version, _scales(args.scales), args.against)
 
 
 def evaluate(run: RunFolder, name: str, version: int | None, scales: list[float], against: str | None) -> None:
+    from evaluation.again import Again, kept_or_last  # not above: torch takes seconds that a typo need not wait for
+
     again = Again(run, name)
     version = kept_or_last(run) if version is None else version
     found, pictures = {}, []
@@ -91,8 +87,8 @@ def _lost(run: RunFolder, name: str, names: list[str], against: str | None) -> s
         raise UserError(f"--against={against} is not measured on {name}: there are {', '.join(names)}")
     if against is None and not others:
         raise UserError(
-            f"on {name} nothing is measured but what is trained on, so there is no trade-off: give the run a second "
-            "reward, such as rewards.clip.path=clip_score with rewards.clip.weight=null"
+            f"on {name} nothing is measured but what is trained on, so there is no trade-off: begin another run with a "
+            "second reward, such as rewards.clip.path=clip_score with rewards.clip.weight=null"
         )
     return against or others[0]
 
@@ -108,5 +104,4 @@ def _scales(text: str) -> list[float]:
 
 
 if __name__ == "__main__":
-    print_anywhere()
     sys.exit(main(sys.argv[1:]))

@@ -1,7 +1,7 @@
 """A run's evaluation made again: of any version that it evaluated, with its LoRA at any scale, without Ray."""
 
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,7 @@ from common.errors import UserError
 from common.precision import exact_float32
 from conf.evaluations import sets_of
 from policy.policy import Policy
-from policy.rollout import rollout
+from policy.rollout import NonFinite, rollout
 from rewards.base import NamedReward, score_order
 from rewards.registry import resolve
 
@@ -33,16 +33,20 @@ class Again:
             raise UserError(f"{run.path} has no evaluation set {set_name}: there are {', '.join(sets)}")
         one, config = sets[set_name], run.config
         self.run, self.sampling = run, one.sampling
-        prompts = run.path / "prompts.txt"
-        if not prompts.is_file():
-            raise UserError(f"{run.path} has lost its prompts.txt: put it back")
+        plan = plan_of(config, run.prompts)
+        theirs, ours = run.plan.get("sets", {}).get(set_name), plan.identity()["sets"][set_name]
+        if theirs != ours:
+            raise UserError(
+                f"{run.path} was evaluated on {theirs} in its set {set_name}, and its settings now name {ours}: put "
+                "the file of prompts back as it was"
+            )
         exact_float32()
-        plan = plan_of(config, prompts.read_text(encoding="utf-8").splitlines())
         self.orders = plan.evaluation(Evaluation(0, set_name))
         self.rewards = [resolve(name, config.rewards[name].path, config.rewards[name].args) for name in one.rewards]
         self.combination = combination_of(config)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.policy = Policy.load(config.model, one.sampling, config.run.seed, device, trainable=False)
+        device = "cuda" if torch.cuda.is_available() and config.samplers.num_gpus else "cpu"
+        model = replace(config.model, lora=replace(config.model.lora, init_from=None))  # each version's LoRA has all
+        self.policy = Policy.load(model, one.sampling, config.run.seed, device, trainable=False)
         self.pictures = np.empty((0, *self.policy.image_size, 3), np.uint8)
 
     def at(self, version: int, scale: float = 1.0) -> pa.Table:
@@ -54,7 +58,11 @@ class Again:
         folder = self.run.loras[version]
         self.policy.load_lora(folder, f"The run's LoRA {folder}")
         policy = self.policy.with_sampling(self.sampling, scale)
-        made = [rollout(policy, order.prompts, order.seeds).images for order in self.orders]
+        torch.set_num_threads(self.run.config.samplers.threads)  # last bits depend on it
+        try:
+            made = [rollout(policy, order.prompts, order.seeds).images for order in self.orders]
+        except NonFinite as error:
+            raise UserError(f"at scale {scale:g} {error}") from error
         self.pictures = np.concatenate(made)
         tables = [
             _scored(images, order.prompts, order.seeds, self.rewards, self.combination, self.run)
@@ -75,6 +83,7 @@ def _scored(
     columns: dict[str, pa.Array] = {"prompt": pa.array(prompts), "seed": pa.array(seeds, pa.int64())}
     values: dict[str, np.ndarray] = {}
     for reward in rewards:
+        torch.set_num_threads(run.config.rewards[reward.name].threads)
         scores, failed = score_order(reward, images, prompts, run.config.rewards[reward.name].batch_size)
         scored = [row for row in range(len(prompts)) if row not in failed]
         values[reward.name] = np.full(len(prompts), np.nan, np.float32)
@@ -96,10 +105,3 @@ def kept_or_last(run: RunFolder) -> int:
     if not run.loras:
         raise UserError(f"{run.path} has kept no LoRA: is it a run of ddpo-ray 0.6 or later, and begun?")
     return run.best if run.best in run.loras and run.best else max(run.loras)
-
-
-def run_folder(path: Path) -> RunFolder:
-    """Raises UserError if there is no run."""
-    if not (path / "config.yaml").is_file():
-        raise UserError(f"{path} is no run (no config.yaml in it)")
-    return RunFolder(path)

@@ -37,3 +37,16 @@ def why_stopped(run: RunFolder, config: Config) -> str:
     if run.record.get("finished") == config.run.batches:
         return ""
     return stops(verdict(run.metrics, config), config.guard)
+
+
+def is_over(run: RunFolder, config: Config) -> str:
+    """That there is nothing to do, and how to train on, in words; "" where there is: a run that is finished or stopped
+    by the guard has left all that it leaves."""
+    if run.record.get("finished") == config.run.batches:
+        return (
+            f"{run.path} is finished, all {config.run.batches} batches are trained: see {run.path}/report.html\n"
+            f"To train on, give the same command with run.batches={2 * config.run.batches}"
+        )
+    if (why := why_stopped(run, config)) and run.best is not None and (run.path / "report.html").exists():
+        return f"{why}: the guard stops {run.path}\nTo train on, give the same command with guard.action=note"
+    return ""

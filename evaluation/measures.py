@@ -31,8 +31,8 @@ def pairs_of(rows: pa.Table) -> list[tuple[str, int]]:
 
 
 def measures(rows: pa.Table) -> dict[str, np.ndarray]:
-    """float64 [n] each, in the order of rows, without pictures that have none; a measure without any value is left
-    out."""
+    """float64 [n] each, in the order of rows, without pictures that have none or one that is not finite; a measure
+    without any value is left out."""
     if "set_aside" in rows.column_names:
         rows = rows.filter(pc.is_null(rows["set_aside"]))
     names = reward_names(rows)
@@ -43,12 +43,18 @@ def measures(rows: pa.Table) -> dict[str, np.ndarray]:
         and field.name.split(".")[0] in names
         and (pa.types.is_floating(field.type) or pa.types.is_boolean(field.type))
     ]
-    values = {name: rows[name].drop_null().cast(pa.float64()).to_numpy() for name in ("reward", *names, *further)}
+    values = {name: _finite(rows[name]) for name in ("reward", *names, *further)}
     of_vectors = (field.name for field in rows.schema if field.name.endswith(EMBEDDING) and _is_vector(field.type))
     embedded = next(of_vectors, None)
     if embedded is not None:
         values[DIVERSITY] = diversity(rows["prompt"].to_pylist(), rows[embedded].to_pylist())
     return {name: each for name, each in values.items() if len(each)}
+
+
+def _finite(column: pa.ChunkedArray) -> np.ndarray:
+    values = column.drop_null().cast(pa.float64()).to_numpy()
+    finite: np.ndarray = values[np.isfinite(values)]
+    return finite
 
 
 def diversity(prompts: list[str], embeddings: list[list[float] | None]) -> np.ndarray:

@@ -76,7 +76,7 @@ class Learner:
         halvings = self.updater.halvings
         clip = self.config.learner.advantage_clip
         advantages = np.clip(self._advantages(batch), -clip, clip)
-        base = self.updater.kl_to_base(batch)
+        base = self.updater.kl_to_base(batch, self.sampling)
         self.lr_halvings = max(self.lr_halvings, lr_halvings)
         lr = self.updater.optimizer.param_groups[0]["lr"] = self.config.learner.lr * 0.5**self.lr_halvings
         sampled_by = self.published

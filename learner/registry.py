@@ -56,10 +56,9 @@ def make_advantage(config: Config) -> Advantage:
 
 
 def _make(door: Door, kind: str, path: str, given: tuple[Any, ...], args: dict[str, Any], base: type) -> Any:
-    made = door.make(f"learner.{kind}", path, given, f"learner.{kind}_args", args)
-    if not isinstance(made, base):
+    if not issubclass(door.find(f"learner.{kind}={path}", path), base):
         raise UserError(
             f"learner.{kind}={path} is no {base.__name__}; let the class inherit from "
             f"{base.__module__}.{base.__name__}."
         )
-    return made
+    return door.make(f"learner.{kind}", path, given, f"learner.{kind}_args", args)

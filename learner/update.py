@@ -162,8 +162,9 @@ class Updater:
         return pairs.take(self.ranks.part(len(pairs)))
 
     @torch.no_grad()
-    def kl_to_base(self, batch: Batch) -> BaseKL | None:
-        """Measured on a seeded subset of the batch's pairs, each rank at its part; None if the objective has none."""
+    def kl_to_base(self, batch: Batch, sampling: Mapping[str, Tensor] | None = None) -> BaseKL | None:
+        """Of the policy that samples (see `train`), measured on a seeded subset of the batch's pairs, each rank at its
+        part; None if the objective has none."""
         steps = len(self.policy.schedule)
         count = len(batch) * steps
         chosen = self.objective.generator(batch, 1).choice(count, min(KL_PAIRS, count), replace=False)
@@ -172,7 +173,8 @@ class Updater:
         def measure(microbatch: int) -> list[Tensor | None]:
             return [self.objective.kl_to_base(self.policy, batch, part) for part in self._mine(pairs).split(microbatch)]
 
-        found = [values for values in self.within_memory(measure) if values is not None]
+        with self._as(sampling):
+            found = [values for values in self.within_memory(measure) if values is not None]
         sums = torch.tensor([sum(values.sum().item() for values in found), sum(map(len, found))], dtype=torch.float64)
         self.ranks.sum([sums])
         total, measured = sums.tolist()

@@ -88,8 +88,13 @@ class Remote:
 
     def files(self, folder: str = "", recursive: bool = True) -> list[str]:
         """The files below a folder, sorted; none if there is no such folder."""
-        place = f"{self.root}/{folder}".rstrip("/")
-        found = self.fs.get_file_info(FileSelector(place, allow_not_found=True, recursive=recursive))
+        below = FileSelector(f"{self.root}/{folder}".rstrip("/"), allow_not_found=True, recursive=recursive)
+        for _ in range(MOST_RACES):
+            with contextlib.suppress(FileNotFoundError):  # a folder that was seen, and went before it was listed
+                found = self.fs.get_file_info(below)
+                break
+        else:
+            found = self.fs.get_file_info(below)
         return sorted(info.path[len(self.root) + 1 :] for info in found if info.type == FileType.File)
 
     def remove(self, paths: list[str]) -> None:

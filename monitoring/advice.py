@@ -22,10 +22,13 @@ those that compute at once would be more than these, one more of them gains noth
 
 import itertools
 import math
-from collections import defaultdict, deque
-from collections.abc import Callable, Mapping
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
+
+from conf.evaluations import trained_rewards
+from conf.schema import Config
 
 Seconds = Mapping[str, float]  # by occupation
 
@@ -122,6 +125,14 @@ class Advice:
         shares = {f"waiting/{role}": share for role, share in self.waiting.items()}
         capacities = {f"capacity/{role}": self.pipeline.capacity(role) for role in self.pipeline.counts}
         return {"throughput/now": self.now, "throughput/expected": self.expected, **shares, **capacities}
+
+
+def counts_of(places: Iterable[str], config: Config) -> dict[str, int]:
+    """Actors of each role that batches wait for, from the names of all places: a reward that only measures holds up
+    nobody."""
+    waited_for = {"samplers", *(f"rewards.{name}" for name in trained_rewards(config))}
+    counts = Counter(role for place in places if (role := role_of(place)) in waited_for)
+    return {**counts, "learner": config.learner.count}  # ranks, which share one place
 
 
 def seconds_per_batch(pipeline: Pipeline) -> float:

@@ -47,7 +47,13 @@ def ddim_schedule(scheduler: DDIMScheduler, steps: int, eta: float) -> Schedule:
         )
     for i, timestep in enumerate(schedule.timesteps.tolist()):
         where = f"at timestep {timestep} (step {i} of {len(schedule)})"
-        if not math.isfinite(schedule.sample_scale[i].item() + schedule.output_scale[i].item()):
+        finite = math.isfinite(schedule.sample_scale[i].item() + schedule.output_scale[i].item())
+        if not finite and not config.rescale_betas_zero_snr:
+            raise UserError(
+                f"Alpha is no number above 0 {where}; mend beta_start, beta_end or trained_betas in "
+                "scheduler/scheduler_config.json."
+            )
+        if not finite:
             raise UserError(
                 f"Alpha is 0 {where} and the picture all noise (from rescale_betas_zero_snr=true), so epsilon tells "
                 'nothing of it; such a model predicts v: set "prediction_type": "v_prediction" in '

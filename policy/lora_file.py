@@ -228,7 +228,10 @@ def _quiet() -> Iterator[None]:
 
 
 def _short(error: BaseException) -> str:
-    return _cut(" ".join(str(error).split()).rstrip("."), 160)
+    text = " ".join(str(error).split()).rstrip(".")
+    if isinstance(error, LookupError | AttributeError):  # of which the text is only what was looked up
+        text = f"{type(error).__name__}: {text}"
+    return _cut(text, 160)
 
 
 def _cut(text: str, length: int = 100) -> str:

@@ -14,6 +14,7 @@ from common.errors import UserError, shown
 OTHER_KINDS = {
     ".json": "JSON",
     ".jsonl": "JSON Lines",
+    ".jsonlines": "JSON Lines",
     ".ndjson": "JSON Lines",
     ".csv": "CSV",
     ".tsv": "TSV",
@@ -23,14 +24,18 @@ OTHER_KINDS = {
     ".arrow": "Arrow",
     ".xml": "XML",
     ".html": "HTML",
+    ".htm": "HTML",
+    ".toml": "TOML",
+    ".py": "Python",
 }
 HEADINGS = {"prompt", "prompts", "caption", "captions", "text"}  # of a table's column of prompts
 
 
-def lines_of(name: str) -> list[str]:
-    """The lines of `prompts.file`, blank ones too. Raises UserError for what is no text file of prompts."""
+def lines_of(name: str, key: str = "prompts") -> list[str]:
+    """The lines of the file that the group of settings `key` names, blank ones too. Raises UserError for what is no
+    text file of prompts."""
     path = Path(name)
-    what = f"prompts.file={shown(name)}"
+    what = f"{key}.file={shown(name)}"
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
             raise UserError(f"{what} is no plain file, and it is read more than once: write the prompts into one")
@@ -57,6 +62,13 @@ def _kind_by_its_lines(text: str, lines: Sequence[str]) -> str | None:
         return "JSON"
     if lines[0].strip() in ("[", "{", "[{"):
         return "like JSON"
+    if re.match(r"\s*<(!doctype|\?xml|html)", text, re.IGNORECASE):
+        return "like HTML or XML"
+    if all(re.match(r"\s*(prompts?|captions?|list|text):\s", line) for line in lines):
+        return "like YAML"
+    lines = [line for line in lines if not line.startswith("#")] or lines
+    if all(re.fullmatch(r"\s*{.*}\s*", line) for line in lines):
+        return "like JSON, in each line"
     if all(line.strip()[0] in '{["' and _is_json(line.rstrip().rstrip(",")) for line in lines):
         return "like JSON, in each line"
     below = lines[1:] if re.fullmatch(r"[\w-]+:\s*", lines[0]) else lines
@@ -71,6 +83,9 @@ def _kind_of_table(lines: Sequence[str]) -> str | None:
         return "a table of one column, by its first line"
     if len(lines) == 1:
         return None
+    heads = [{head.strip().lower() for head in lines[0].split(separator)} for separator in ",;|\t"]
+    if any(len(head) > 1 and head & HEADINGS for head in heads):
+        return "a table, by its first line"
     for name, separator in (("TSV", "\t"), ("CSV", ","), ("CSV", ";")):
         try:
             rows = list(csv.reader(lines, delimiter=separator))

@@ -63,10 +63,11 @@ def of_scales(run: RunFolder) -> str:
 
 
 def by_scale(run: RunFolder) -> dict[float, pa.Table]:
-    """Rows of the same pairs by the scale of the LoRA: 0 is the first version, 1 the last; empty without scales."""
+    """Rows of the same pairs by the scale of the LoRA: 0 is version 0, unless that began with a LoRA, 1 is the last;
+    empty without scales."""
     scales = {scale: run.sets.get(scale_set(scale), {}) for scale in run.config.evaluation.scales}
     last = max((version for tables in scales.values() for version in tables), default=None)
-    if last is None or not {min(run.evaluations), last} <= run.evaluations.keys():
+    if last not in run.evaluations:
         return {}
     found = {scale: tables[last] for scale, tables in scales.items() if last in tables}
     pairs = {*pairs_of(next(iter(found.values())))}
@@ -74,7 +75,9 @@ def by_scale(run: RunFolder) -> dict[float, pa.Table]:
     def ofpairs_of(rows: pa.Table) -> pa.Table:
         return rows.filter(pa.array([pair in pairs for pair in pairs_of(rows)]))
 
-    ends = {0.0: ofpairs_of(run.evaluations[min(run.evaluations)]), 1.0: ofpairs_of(run.evaluations[last])}
+    ends = {1.0: ofpairs_of(run.evaluations[last])}
+    if run.config.model.lora.init_from is None and 0 in run.evaluations:
+        ends[0.0] = ofpairs_of(run.evaluations[0])
     return dict(sorted((found | ends).items()))
 
 

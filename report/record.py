@@ -16,6 +16,8 @@ from buffer.run_folder import RECORD, RunFolder
 from common.files import write_atomically
 from common.machine import machine_info
 
+RECORD_S = 30.0  # from one writing to the next: what a driver that is killed leaves out
+
 
 def record_sitting(
     run_dir: Path,

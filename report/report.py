@@ -3,15 +3,17 @@
 python -m report.report runs/compressibility
 """
 
+import argparse
 import base64
 import html
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from string import Template
 
-from buffer.run_folder import RunFolder
+from buffer.run_folder import RunFolder, run_at
+from common.commands import command, place
 from common.files import write_atomically
-from common.terminal import print_anywhere
 from conf.evaluations import FIRST, scale_set
 from report import evaluations, sections
 
@@ -117,6 +119,12 @@ def _figure(source: str, caption: str, name: str = "before") -> str:
     return f'<figure class="{name}"><img src="{source}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
 
 
+@command("report.report")
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m report.report", description=__doc__)
+    parser.add_argument("run", type=place)
+    print(write_report(run_at(parser.parse_args(arguments).run).path))
+
+
 if __name__ == "__main__":
-    print_anywhere()
-    print(write_report(Path(sys.argv[1])))
+    sys.exit(main(sys.argv[1:]))

@@ -11,6 +11,7 @@ import torch
 from common import blame
 from common.blame import is_the_workers
 from common.errors import UserError
+from common.precision import settings_kept
 from rewards.columns import cells_of, check_name, in_words, unified
 
 LONGEST_MESSAGE = 200  # characters of a message that is somebody else's, within a sentence of ours
@@ -57,9 +58,13 @@ class NamedReward:
     def __call__(self, images: np.ndarray, prompts: Sequence[str]) -> Scores:
         """Scores of B pictures. Raises BadAnswer, OtherKind, or whatever the reward itself raises."""
         try:
-            answer = self.call(images, list(prompts))
-        except SystemExit as error:  # a library or script of the user must not end the actor
-            raise RuntimeError(f"it called sys.exit({error.code!r:.100})") from error
+            with settings_kept():
+                answer = self.call(images, list(prompts))
+        except (Exception, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # sys.exit, or one of the user's own: it must not end the process
+            exit_code = f"called sys.exit({error.code!r:.100})" if isinstance(error, SystemExit) else ""
+            raise RuntimeError(f"it {exit_code or f'raised {describe(error)}'}") from error
         scores = checked(self.name, answer, len(prompts))
         self._remember(scores.columns)
         return scores

@@ -13,7 +13,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.terminal import print_anywhere
 from report.svg import Panel, figure
 from studies.cells import PLAIN, Cell, make, study
 from studies.curves import Points, Seeds, gains, means, over_seeds, run_of, shown, table
@@ -117,5 +116,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    print_anywhere()
     sys.exit(main(sys.argv[1:]))

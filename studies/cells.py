@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from buffer.run_folder import RunFolder
-from common.errors import RunStopped, UserError, in_one_line
+from common.commands import at_least_1, command, place
+from common.errors import RunStopped, UserError, shown
 from conf.load import load
-from evaluation.history import why_stopped
+from evaluation import history
 
 ROOT = Path(__file__).resolve().parent.parent
 # Where an experiment has groups: a prompt for each picture, which is compared with the last ones of its prompt.
@@ -47,10 +48,7 @@ class Cell:
 def is_over(cell: Cell, folder: Path) -> bool:
     """Whether the run is finished, or was stopped by its guard."""
     run = RunFolder(folder / cell.name)
-    if not (run.path / "config.yaml").exists():
-        return False
-    config = load(cell.command(folder))
-    return run.record.get("finished") == config.run.batches or bool(why_stopped(run, config))
+    return (run.path / "config.yaml").exists() and bool(history.is_over(run, load(cell.command(folder))))
 
 
 def make(cells: Sequence[Cell], folder: Path, at_once: int | None = None) -> None:
@@ -58,7 +56,10 @@ def make(cells: Sequence[Cell], folder: Path, at_once: int | None = None) -> Non
 
     Raises RunStopped, once those that had begun are over, if one cannot go on.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--runs={shown(folder)} cannot be a folder ({error.strerror}): name another") from error
     left = [cell for cell in cells if not is_over(cell, folder)]
     print(f"{len(left)} of {len(cells)} runs to make in {folder}", flush=True)
     with ThreadPoolExecutor(at_once or len(os.sched_getaffinity(0))) as pool:
@@ -87,12 +88,11 @@ def study(parser: argparse.ArgumentParser, arguments: Sequence[str], work: Calla
     """
     folder = Path("runs") / parser.prog.rpartition(".")[2]
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--runs", type=Path, default=folder, help="where the study's runs lie")
-    parser.add_argument("--at-once", type=int, help="runs at a time; by default as many as there are cores")
-    args = parser.parse_args(arguments)
-    try:
-        print(work(args))
-    except (UserError, RunStopped) as reason:
-        print(f"{parser.prog}: {in_one_line(reason)}", file=sys.stderr)
-        return 2
-    return 0
+    parser.add_argument("--runs", type=place, default=folder, help="where the study's runs lie")
+    parser.add_argument("--at-once", type=at_least_1, help="runs at a time; by default as many as there are cores")
+
+    @command(parser.prog, interrupted="stopped; the same command goes on")
+    def main(arguments: Sequence[str]) -> None:
+        print(work(parser.parse_args(arguments)))
+
+    return main(arguments)

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.commands import command
+from common.errors import UserError
 from common.precision import exact_float32
-from common.terminal import print_anywhere
 from conf.evaluations import trained_rewards
 from conf.load import load
 from conf.prompts import resolve_prompts
@@ -41,7 +42,9 @@ def pictures(policy: Policy, prompt: str, first: Tensor, noise: Tensor) -> np.nd
 def scores(experiment: str) -> np.ndarray:
     """[prompts, starts, paths, 2]: the last axis is a path and the one with opposite noise in its steps."""
     config = load([experiment])
-    (name,) = trained_rewards(config)
+    name, *others = trained_rewards(config)
+    if others:
+        raise UserError(f"{experiment} is trained on several rewards ({name}, {', '.join(others)}): name one with one")
     reward = resolve(name, config.rewards[name].path, config.rewards[name].args)
     policy = Policy.load(config.model, config.sampling, config.run.seed, "cpu", trainable=False)
     generator = torch.Generator().manual_seed(config.run.seed)
@@ -65,7 +68,8 @@ def parts(found: np.ndarray) -> tuple[float, float]:
     return by_start / (by_start + by_steps), mirrored
 
 
-def main(arguments: Sequence[str]) -> int:
+@command("studies.noise")
+def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="studies.noise", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -74,9 +78,7 @@ def main(arguments: Sequence[str]) -> int:
     torch.set_num_threads(1)  # last bits depend on it
     rows = {name: [f"{part:.2f}" for part in parts(scores(name))] for name in parser.parse_args(arguments).experiments}
     print(table(("experiment", "first noise", "mirrored"), rows))
-    return 0
 
 
 if __name__ == "__main__":
-    print_anywhere()
     sys.exit(main(sys.argv[1:]))

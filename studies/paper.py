@@ -15,7 +15,6 @@ from pathlib import Path
 
 from PIL import Image
 
-from common.terminal import print_anywhere
 from evaluation.guard import best_by, judge
 from evaluation.history import history, verdict
 from evaluation.tradeoff import knee
@@ -206,5 +205,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    print_anywhere()
     sys.exit(main(sys.argv[1:]))

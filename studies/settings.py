@@ -11,7 +11,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.terminal import print_anywhere
 from report.svg import Panel, figure
 from studies.cells import ALONE, Cell, make, study
 from studies.curves import Seeds, over_seeds, table
@@ -84,5 +83,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    print_anywhere()
     sys.exit(main(sys.argv[1:]))

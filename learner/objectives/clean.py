@@ -62,8 +62,8 @@ class CleanPictures(Objective):
     def __init__(self, config: LearnerConfig, seed: int, levels: int = 3, passes: int = 1) -> None:
         super().__init__(config, seed)
         for name, value in (("levels", levels), ("passes", passes)):
-            if not isinstance(value, int) or value < 1:
-                raise UserError(f"{name}={value} must be a whole number of at least 1.")
+            if value < 1:
+                raise UserError(f"{name}={value} must be at least 1.")
         self.levels, self.passes = levels, passes
 
     @abstractmethod

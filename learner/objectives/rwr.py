@@ -34,6 +34,8 @@ class RewardWeighted(CleanPictures):
     ) -> None:
         super().__init__(config, seed, levels, passes)
         _all_pictures(config)
+        if not temperature > 0:
+            raise UserError(f"temperature={temperature} must be above 0, or better pictures would weigh less.")
         self.temperature, self.within_prompt = float(temperature), within_prompt
 
     def weights(self, batch: Batch) -> np.ndarray:

@@ -37,6 +37,11 @@ class Tokens:
         )
         if len(tokenizer) < 3:  # transformers makes up an empty one, of two special tokens, where the files are missing
             raise UserError(f"model.path={model.path} has no vocabulary in tokenizer/; download or save it again.")
+        if not isinstance(encoder.eos_token_id, int):
+            raise UserError(
+                f"model.path={model.path} has eos_token_id={encoder.eos_token_id!r} in text_encoder/config.json; set "
+                f"it to {tokenizer.eos_token_id}, which its tokenizer ends a prompt with."
+            )
         length = tokenizer.model_max_length  # where it says nothing, transformers says 1e30
         if not isinstance(length, int | float) or length < 3:
             raise UserError(

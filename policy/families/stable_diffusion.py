@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -175,6 +176,11 @@ def _scheduler(model: ModelConfig) -> DDIMScheduler:
             '"trained_betas" and one of these names.'
         )
     betas, steps = expected.get("trained_betas"), expected.get("num_train_timesteps", defaults["num_train_timesteps"])
+    if isinstance(betas, list) and len(betas) < 2:
+        raise UserError(
+            f"model.path={model.path} has {len(betas)} trained_betas in scheduler/scheduler_config.json; take the line "
+            "out, or write one for each timestep of training."
+        )
     if isinstance(betas, list) and len(betas) != steps:
         raise UserError(
             f"model.path={model.path} has {len(betas)} trained_betas in scheduler/scheduler_config.json, but "
@@ -193,9 +199,10 @@ def _scheduler(model: ModelConfig) -> DDIMScheduler:
 def _check_unet(unet: Any, vae: Mapping[str, Any], model: ModelConfig) -> None:
     """By the configs of both."""
     channels, latent = unet.in_channels, vae["latent_channels"]
-    if not isinstance(vae["scaling_factor"], int | float):
+    scale = vae["scaling_factor"]
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < math.inf:
         raise UserError(
-            f"model.path={model.path} has scaling_factor={json.dumps(vae['scaling_factor'])} in vae/config.json; "
+            f"model.path={model.path} has scaling_factor={json.dumps(scale)} in vae/config.json; "
             "leave it out for Stable Diffusion's 0.18215, or set the number that the VAE was trained with."
         )
     if unet.out_channels == 2 * channels:

@@ -14,6 +14,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryErr
 from actors import fleet as fleet_module
 from actors.ending import WorkerFailed
 from actors.fleet import NODE_DIED, Fleet, Place
+from buffer.protocol import Charged
 from common.errors import RunStopped, UserError
 from tests import buffer_toy
 from tests.actors.ray_stand_in import HERE, THERE, Actor, Call, Clock, Ray, stand_in
@@ -26,7 +27,7 @@ class World:
     ray: Ray
     clock: Clock
     fleet: Fleet
-    deaths: list[tuple[str, bool]]
+    deaths: list[tuple[str, Charged]]
     actors: dict[str, Actor] = field(default_factory=dict)  # by worker
 
     def place(self, name: str, host: Call | None = None) -> Place:
@@ -54,12 +55,12 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     """The buffer is a real one, without its actor."""
     buffer: Any = buffer_toy.buffer(tmp_path / "run")
     buffer.actor = None
-    deaths: list[tuple[str, bool]] = []
+    deaths: list[tuple[str, Charged]] = []
     tell = buffer.worker_died
 
-    def worker_died(worker: str, blameless: bool) -> None:
-        deaths.append((worker, blameless))
-        tell(worker, blameless)
+    def worker_died(worker: str, charged: Charged) -> None:
+        deaths.append((worker, charged))
+        tell(worker, charged)
 
     monkeypatch.setattr(buffer, "worker_died", worker_died)
     world = World(*stand_in(monkeypatch), Fleet(buffer), deaths)
@@ -93,23 +94,23 @@ def test_the_next_worker_waits_longer_each_time_until_one_was_healthy(world: Wor
 
 
 @pytest.mark.parametrize(
-    ("error", "cause", "blameless"),
+    ("error", "cause", "charged"),
     [
-        (task_error(WorkerFailed("ValueError: no face", False)), "ValueError: no face", False),
-        (task_error(WorkerFailed("MemoryError", True)), "MemoryError", True),
+        (task_error(WorkerFailed("ValueError: no face", False)), "ValueError: no face", "work"),
+        (task_error(WorkerFailed("MemoryError", True)), "MemoryError", "device"),
         (
             OutOfMemoryError("Task was killed: its node runs low on memory.\nadvice"),
             "OutOfMemoryError: ",
-            True,
+            "device",
         ),
-        (ActorDiedError(), "died", False),
+        (ActorDiedError(), "died", "work"),
     ],
     ids=["its work", "its memory", "Ray's memory monitor", "killed"],
 )
-def test_the_buffer_hears_whose_fault_a_death_is(error: Exception, cause: str, blameless: bool, world: World) -> None:
+def test_the_buffer_hears_whose_fault_a_death_is(error: Exception, cause: str, charged: Charged, world: World) -> None:
     world.place("sampler-0")
     world.dies("sampler-0.0", error)
-    assert world.deaths == [("sampler-0.0", blameless)]
+    assert world.deaths == [("sampler-0.0", charged)]
     assert cause in world.fleet.notes[0]
     assert world.actors["sampler-0.0"].killed
 
@@ -127,7 +128,7 @@ def test_who_is_late_is_killed_and_said_to_be_so(world: World) -> None:
     assert world.actors["sampler-0.0"].killed
     world.dies("sampler-0.0", overdue=("sampler-0.0",))
     assert "it took longer than twice buffer.claim_timeout_s allows" in world.fleet.notes[0]
-    assert world.deaths == [("sampler-0.0", False)]
+    assert world.deaths == [("sampler-0.0", "work")]
 
 
 def test_who_dies_with_its_host_is_blameless_and_does_not_count(world: World) -> None:
@@ -137,7 +138,7 @@ def test_who_dies_with_its_host_is_blameless_and_does_not_count(world: World) ->
         world.dies(f"sampler-0.{number}", heard={})
         world.lasts(60)
         world.tend()
-    assert set(world.deaths) == {(f"sampler-0.{number}", True) for number in range(10)}
+    assert set(world.deaths) == {(f"sampler-0.{number}", "nobody") for number in range(10)}
     assert (place.failed_starts, place.fruitless) == (0, 0)
     assert "(with its host)" in world.fleet.notes[0]
 
@@ -146,7 +147,7 @@ def test_one_that_never_ran_on_a_host_that_is_gone_died_with_it(world: World) ->
     world.place("sampler-0", host=Call())
     said = f"The actor died unexpectedly.\n\tclass_name: Sampler\n{NODE_DIED}. Node Id: 5f\nThe actor never ran."
     world.dies("sampler-0.0", RayActorError(error_msg=said))
-    assert world.deaths == [("sampler-0.0", True)] and "(with its host)" in world.fleet.notes[0]
+    assert world.deaths == [("sampler-0.0", "nobody")] and "(with its host)" in world.fleet.notes[0]
 
 
 def test_a_broken_connection_is_no_death_until_it_stays_silent(world: World) -> None:
@@ -158,7 +159,7 @@ def test_a_broken_connection_is_no_death_until_it_stays_silent(world: World) -> 
     assert place.actors, "not yet"
     world.lasts(1)
     world.tend()
-    assert world.deaths == [("sampler-0.0", True)]
+    assert world.deaths == [("sampler-0.0", "device")]
     assert "it has not answered for 30 s" in world.fleet.notes[0]
 
 
@@ -221,7 +222,7 @@ def test_without_room_it_is_said_once_and_the_rest_goes_on(world: World) -> None
 
 def test_a_place_that_comes_back_has_names_of_its_own(world: World) -> None:
     world.fleet.remove(world.place("sampler-1"))
-    assert world.actors["sampler-1.0"].killed and world.deaths == [("sampler-1.0", True)]
+    assert world.actors["sampler-1.0"].killed and world.deaths == [("sampler-1.0", "nobody")]
     assert world.place("sampler-1").worker == "sampler-1.1"
     assert world.fleet.restarts == {"sampler-1": 0}
 
@@ -233,7 +234,7 @@ def test_of_ranks_that_ended_together_a_death_says_more_than_an_exception(world:
     ranks[0].work.answer = task_error(WorkerFailed("RuntimeError: Connection closed by peer", False))
     ranks[1].work.answer = OutOfMemoryError("Task was killed")
     world.tend(heard={"learner-0.0": {}})
-    assert world.deaths == [("learner-0.0", True)]
+    assert world.deaths == [("learner-0.0", "device")]
     assert "OutOfMemoryError" in world.fleet.notes[0]
     assert all(rank.killed for rank in ranks)
 

@@ -150,7 +150,7 @@ class World:
                 yield self._hangs(worse, place, job)
         if "learner" in self.kinds and node.job is not None:
             dead = worse._replace(weights=None, job=None, ghosts=node.ghosts | {("trained", node.weights, node.job)})
-            yield self._apply(dead, transitions.worker_died(self.rules, node.state, "learner", True, 0.0))
+            yield self._apply(dead, transitions.worker_died(self.rules, node.state, "learner", "work", 0.0))
         if "damage" in self.kinds:
             for order_id, work in node.state.work.items():
                 if work.rollout is not None and not self.rules.closed(node.state, order_id):
@@ -317,7 +317,7 @@ class World:
 
     def _died(self, node: Node, place: int, job: Any) -> Node:
         """A worker dies and another takes its place; its last call may still arrive."""
-        after = self._apply(node, transitions.worker_died(self.rules, node.state, NAMES[place], True, 0.0))
+        after = self._apply(node, transitions.worker_died(self.rules, node.state, NAMES[place], "work", 0.0))
         ghosts = node.ghosts | {job} if job is not None else node.ghosts
         return _all_ask(after._replace(workers=_put(node.workers, place, None), ghosts=ghosts))
 

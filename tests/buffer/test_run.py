@@ -17,9 +17,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from buffer import store
 from buffer.buffer import TrajectoryBuffer
 from buffer.orders import Evaluation, FixedSet, Version, parse
-from buffer.protocol import Claim, Lease, Refused
+from buffer.protocol import Charged, Claim, Lease, Refused
 from buffer.rows import Combination
 from buffer.rules import SetRules
 from buffer.schema import tensors_of
@@ -28,6 +29,8 @@ from common.errors import RunStopped, UserError
 from conf.evaluations import FIRST
 from tests.buffer_toy import (
     PLAN,
+    PROMPTS,
+    TRAIN,
     V0,
     buffer,
     evaluations,
@@ -157,8 +160,19 @@ def test_another_plan_is_refused_and_nothing_is_touched(tmp_path: Path) -> None:
         buffer(tmp_path, replace(PLAN, seed=8))
     with pytest.raises(UserError, match="prompts"):
         buffer(tmp_path, replace(PLAN, prompts=("another",)))
+    others = FixedSet("others", 2, PROMPTS)
+    with pytest.raises(UserError, match=r"sets .*others"):
+        buffer(tmp_path, replace(PLAN, sets=(TRAIN, others)))
     assert tree(tmp_path) == before
     assert buffer(tmp_path).epoch == 2
+
+
+def test_evaluation_sets_in_another_order_are_another_plan(tmp_path: Path) -> None:
+    """Their trajectories have other ids."""
+    sets = (TRAIN, FixedSet("others", 2, PROMPTS))
+    start(buffer(tmp_path, replace(PLAN, sets=sets)))
+    with pytest.raises(UserError, match=r"sets {'train': .*'others': .*} \(now {'others': .*'train': .*}\)"):
+        buffer(tmp_path, replace(PLAN, sets=sets[::-1]))
 
 
 # ---- claims and tables
@@ -466,6 +480,40 @@ def test_a_learner_that_hangs_is_overdue(tmp_path: Path) -> None:
     assert train(b, "learner-0.1")
 
 
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [(os, "fsync"), (store, "read_arrow"), (store.Store, "write_evaluation"), (store.Store, "remove")],
+    ids=["flushing", "reading", "an evaluation", "removing"],
+)
+def test_nobody_is_late_by_a_call_that_the_disk_holds_up(
+    module: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole run in which each such operation takes two minutes, beside somebody who holds work all the time."""
+    now = [0.0]
+    b = buffer(tmp_path, batches=2, evaluate_versions=(1,), train_timeout_s=10.0, clock=lambda: now[0])
+    real, hung = getattr(module, name), []
+
+    def hangs(*call: Any, **named: Any) -> Any:
+        now[0] += 120.0
+        hung.append(name)
+        return real(*call, **named)
+
+    start(b)
+    monkeypatch.setattr(module, name, hangs)
+    while not b.finished:
+        publish(b)
+        step = b.claim("s0") or b.lease("size", "r0") or b.take("l0")
+        assert b.overdue() == [], step
+        if isinstance(step, Claim):
+            b.add(step.order.order_id, step.version, rolled_out(step.order, step.version))
+        elif isinstance(step, Lease):
+            b.add_scores("size", step.order_id, step.table_digest, scored(step))
+        elif step is not None:
+            assert train(b, "l0")
+        assert b.overdue() == []
+    assert hung
+
+
 def test_nobody_is_late_by_a_disk_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     b = buffer(tmp_path, batches=2, train_timeout_s=10.0, clock=lambda: now[0])
@@ -534,7 +582,7 @@ def test_five_deaths_at_the_same_order_stop_the_run_but_not_deaths_of_nodes(tmp_
     start(b)
     for node in range(7):
         b.claim(f"s{node}")
-        b.worker_died(f"s{node}", node_lives=False)
+        b.worker_died(f"s{node}", "nobody")
     for worker in range(5):
         assert b.stop is None
         assert b.claim(f"t{worker}")
@@ -544,7 +592,9 @@ def test_five_deaths_at_the_same_order_stop_the_run_but_not_deaths_of_nodes(tmp_
     finish(buffer(tmp_path))
 
 
-def test_a_picture_that_kills_its_worker_is_found_and_set_aside(tmp_path: Path) -> None:
+@pytest.mark.parametrize("charged", ["work", "device"])
+def test_a_picture_that_kills_its_worker_is_found_and_set_aside(charged: Charged, tmp_path: Path) -> None:
+    """Also one for which a worker's memory never suffices."""
     b = buffer(tmp_path, batches=1)
     start(b)
     roll_out(b)
@@ -557,12 +607,24 @@ def test_a_picture_that_kills_its_worker_is_found_and_set_aside(tmp_path: Path) 
         if lease.alone:
             b.trying_alone(f"r{worker}", 0)
             b.trying_alone(f"r{worker}", 1)
-        b.worker_died(f"r{worker}")
+        b.worker_died(f"r{worker}", charged if lease.alone else "work")
         deaths += 1
     assert lease and b.add_scores("size", lease.order_id, lease.table_digest, scored(lease))
     assert deaths == 5 and b.stop is None
     finish(b)
     assert [row["set_aside"] is None for row in rows(tmp_path)[0]] == [True, False] + [True] * 6
+
+
+def test_a_picture_tried_alone_on_hosts_that_are_lost_is_not_to_blame(tmp_path: Path) -> None:
+    b = buffer(tmp_path, batches=1)
+    start(b)
+    roll_out(b)
+    for worker in range(5):
+        assert b.lease("size", f"r{worker}")
+        b.trying_alone(f"r{worker}", 1)
+        b.worker_died(f"r{worker}", "nobody")
+    finish(b)
+    assert b.news().set_aside == {}
 
 
 def test_a_lease_ends_at_its_time_out_and_lasts_anew_for_each_picture_alone(tmp_path: Path) -> None:
@@ -632,6 +694,7 @@ def test_what_was_never_acknowledged_is_removed_at_the_next_start(tmp_path: Path
     assert taken
     written(b, taken)
     theirs = ["checkpoints/my-notes.txt", "trajectories/own.parquet", "tensors/b1.txt"]
+    theirs += [f"{b.state.trained[0].recovery_point}.bak", "trajectories/b00000.e0001.00001.parquet.old"]
     for path in theirs:
         (tmp_path / path).write_text("mine")
     (tmp_path / "tensors/b00001.03.latents.e0001.00099.arrow").write_bytes(b"torn")
@@ -854,6 +917,36 @@ def test_an_evaluation_that_cannot_be_served_is_missed(tmp_path: Path) -> None:
     finish(b)
     assert list(evaluations(b)) == [3]
     assert buffer(tmp_path, evaluate_versions=(0, 3), batches=4).finished
+
+
+def test_an_evaluation_that_was_begun_and_is_not_due_any_more_is_missed(tmp_path: Path) -> None:
+    """The last version is evaluated always; if run.batches is raised, it is not the last."""
+    b = buffer(tmp_path, evaluate_versions=(1,), batches=1, max_staleness=0)
+    start(b)
+    while train(b) is None:
+        assert roll_out(b) and score(b)
+    publish(b)
+    assert roll_out(b) and not b.finished
+    b = buffer(tmp_path, evaluate_versions=(3,), batches=3, max_staleness=0)
+    assert missed(b) == [1] and "not due any more" in b.notes[0]
+    assert not list((tmp_path / "tensors").glob("e00001*"))
+    finish(b)
+    assert list(evaluations(b)) == [3]
+
+
+def test_what_was_set_aside_stays_counted_when_its_evaluation_is_old(tmp_path: Path) -> None:
+    versions = range(6)
+    b = buffer(tmp_path, batches=5, max_staleness=0, evaluate_versions=versions)
+    counts = []
+    for _ in versions:
+        start(b)
+        fail_everything(b, orders=1)
+        while roll_out(b) or score(b):
+            pass
+        train(b)
+        counts.append(sum(b.news().set_aside.values()))
+    assert counts == [2 * (version + 1) for version in versions]
+    assert sum(buffer(tmp_path, batches=5, max_staleness=0, evaluate_versions=versions).news().set_aside.values()) == 12
 
 
 def test_an_evaluation_shows_what_there_is_and_stops_nothing(tmp_path: Path) -> None:

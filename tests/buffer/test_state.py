@@ -4,7 +4,7 @@ Invariants: nothing acknowledged is lost, nothing is trained twice, batches trai
 k; and from every state reached, a run without further faults finishes.
 """
 
-from typing import Any
+from typing import Any, get_args
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from buffer import transitions
 from buffer.journal import counted
 from buffer.orders import Sizes, Version
-from buffer.protocol import Refused
+from buffer.protocol import Charged, Refused
 from buffer.rules import Rules, SetRules
 from buffer.state import File, Record, State, Step, Trained, fold, restarted, work_of
 from tests.buffer.protocol_world import rolled_out
@@ -228,10 +228,10 @@ class Buffers(RuleBasedStateMachine):
                 epoch.do(step)
         self.finish_evaluations(epoch)
 
-    @rule(old=st.booleans(), worker=st.sampled_from((*WORKERS, "l1", "l2")), node_lives=st.booleans())
-    def dies(self, old: bool, worker: str, node_lives: bool) -> None:
+    @rule(old=st.booleans(), worker=st.sampled_from((*WORKERS, "l1", "l2")), charged=st.sampled_from(get_args(Charged)))
+    def dies(self, old: bool, worker: str, charged: Charged) -> None:
         epoch = self.side(old)
-        epoch.do(transitions.worker_died(self.rules_, epoch.state, worker, node_lives, self.now))
+        epoch.do(transitions.worker_died(self.rules_, epoch.state, worker, charged, self.now))
 
     @rule(seconds=st.sampled_from((1.0, 11.0, 25.0)))
     def time_passes(self, seconds: float) -> None:

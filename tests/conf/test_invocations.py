@@ -48,7 +48,7 @@ BAD = [
     (["compressibility", "run.name=${run.nme}"], "run.name cannot be worked out"),
     (["compressibility", "run.name=${run.name}"], "run.name cannot be worked out"),
     # impossible values
-    (["compressibility", "learner.lr=0"], "learner.lr=0.0 must be greater than 0"),
+    (["compressibility", "learner.lr=0"], "learner.lr=0.0 must be above 0 and at most 1"),
     (["compressibility", "learner.lr=nan"], "learner.lr=nan must be finite"),
     (["compressibility", "learner.clip_range=-1e-4"], "learner.clip_range=-0.0001 must be greater than 0"),
     (["compressibility", "learner.betas=[0.9,1.0]"], "learner.betas=[0.9, 1.0] must lie between 0 and 1"),

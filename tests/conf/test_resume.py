@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from buffer.journal import Journal
 from common.errors import UserError
 from conf.load import CONF, load
 from conf.prompts import resolve_prompts
@@ -122,6 +123,16 @@ def test_every_setting_is_compared_unless_it_is_listed(run_dir: Path) -> None:
 
 def test_the_same_prompts_may_come_from_elsewhere(run_dir: Path) -> None:
     again(run_dir, "prompts.list=null", f"prompts.file={run_dir / 'prompts.txt'}")
+
+
+def test_a_run_without_its_recovery_points_is_still_that_run(run_dir: Path) -> None:
+    """Else its settings would be written over before anybody misses them."""
+    (run_dir / "checkpoints" / "v00000.1").rmdir()
+    again(run_dir, "learner.lr=5e-2")  # it ended before version 0
+    journal = Journal(run_dir / "journal")
+    journal.append(({"kind": "trained", "batch": -1},))
+    with pytest.raises(UserError, match=r"learner\.lr"):
+        again(run_dir, "learner.lr=5e-2")
 
 
 def test_a_removed_reward_is_refused(run_dir: Path) -> None:

@@ -264,10 +264,14 @@ def test_samplers_follow_ever_more_slowly_up_to_a_bound() -> None:
 @pytest.mark.parametrize(
     ("name", "args", "says"),
     [
-        ("rwr", {"levels": 0}, "levels=0 must be a whole number of at least 1"),
-        ("awm", {"passes": 1.5}, "passes=1.5 must be a whole number of at least 1"),
+        ("rwr", {"levels": 0}, "levels=0 must be at least 1"),
+        ("awm", {"passes": 1.5}, "passes=1.5 must be a whole number"),
         ("rwr_sparse", {"share": 0}, "share=0 must be above 0 and at most 1"),
+        ("rwr", {"temperature": -1}, "temperature=-1 must be above 0"),
+        ("rwr", {"within_prompt": "no"}, "within_prompt=no must be true or false"),
         ("nft", {"beta": 0}, "beta=0 must be above 0"),
+        ("nft", {"beta": float("nan")}, "beta=nan must be a finite number"),
+        ("nft", {"beta": True}, "beta=True must be a finite number"),
         ("nft", {"follow": 1}, r"follow=1 must lie in \[0, 1\)"),
         ("nft", {"temperature": 1}, "do not fit nft"),
     ],

@@ -246,8 +246,11 @@ def test_samplers_follow_the_trained_policy_as_slowly_as_the_objective_says(conf
     config.learner.objective, config.learner.objective_args = "nft", {"follow": 0.5, "follow_rise": 0.3}
     learner = Learner(load(config), config)
     for number, stays in enumerate((0.0, 0.3, 0.5)):
-        old = learner.published
-        learner.train(make_batch(learner.policy, number))
+        old, batch = learner.published, make_batch(learner.policy, number)
+        with learner.updater._as(old):
+            base = learner.updater.kl_to_base(batch)
+        row = learner.train(batch).metrics
+        assert base and row["kl/base"] == base.trajectory  # of what is evaluated, guarded and handed out
         for name, trained in learner.policy.lora_state().items():
             torch.testing.assert_close(learner.published[name], stays * old[name] + (1 - stays) * trained)
         assert learner.version.digest == lora.digest(learner.published)
@@ -427,7 +430,7 @@ def test_a_kl_that_is_no_number_steers_nothing(config: Config, tmp_path: Path, m
     config.learner.kl_weight, config.learner.kl_target = 0.5, 1e-3
     learner = Learner(load(config), config)
     with monkeypatch.context() as overflowing:
-        overflowing.setattr(learner.updater, "kl_to_base", lambda batch: BaseKL(float("nan"), float("nan")))
+        overflowing.setattr(learner.updater, "kl_to_base", lambda *_: BaseKL(float("nan"), float("nan")))
         learner.train(make_batch(learner.policy, 0))
     learner.save(tmp_path / "point")
     assert learner.objective.kl_weight == 0.5

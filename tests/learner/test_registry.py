@@ -22,7 +22,7 @@ from learner.objectives.objective import Objective
 class Good(ImportanceSampling):
     takes_stale_data = False
 
-    def __init__(self, config, seed, strength, more=1):
+    def __init__(self, config, seed, strength, more: int = 1):
         super().__init__(config, seed)
         self.strength = strength
 
@@ -34,7 +34,7 @@ class Misspelt(ImportanceSampling):
 class Unfinished(Objective): pass
 
 class GoodAdvantage(ByBatch):
-    def __init__(self, config, strength, more=1):
+    def __init__(self, config, strength, more: int = 1):
         super().__init__(config)
         self.strength = strength
 
@@ -42,16 +42,25 @@ class BareAdvantage(ByBatch): pass
 
 class UnfinishedAdvantage(Advantage): pass
 
+class RaisesAdvantage(ByBatch):
+    def __init__(self, *given): raise KeyError("strength")
+
+class ExitsAdvantage(ByBatch):
+    def __init__(self, *given): raise SystemExit(3)
+
+class SaysAdvantage(ByBatch):
+    def __init__(self, *given): raise UserError("strength has to be positive.")
+
 class NoChild:
     def __init__(self, *given): pass
 
-class Raises:
+class Raises(ImportanceSampling):
     def __init__(self, *given): raise KeyError("strength")
 
-class Exits:
+class Exits(ImportanceSampling):
     def __init__(self, *given): raise SystemExit(3)
 
-class Says:
+class Says(ImportanceSampling):
     def __init__(self, *given): raise UserError("strength has to be positive.")
 
 def function(*given): pass
@@ -129,9 +138,14 @@ def test_what_is_refused_and_how(kind: str, make: Callable[..., Any], ending: st
         (f"{MODULE}:Bare{ending}", {"size": 2}, f"{setting}={{'size': 2}} do not fit {MODULE}:Bare{ending}: got an"),
         (NAMED[kind], {"size": 2}, f"{setting}={{'size': 2}} do not fit {NAMED[kind]}: got an unexpected"),
         (f"{MODULE}:Unfinished{ending}", {}, f"learner.{kind} ({MODULE}:Unfinished{ending}) cannot be made: TypeError"),
-        (f"{MODULE}:Raises", {}, f"learner.{kind} ({MODULE}:Raises) cannot be made: KeyError"),
-        (f"{MODULE}:Exits", {}, f"learner.{kind} ({MODULE}:Exits) cannot be made: SystemExit: 3 ({MODULE}.py:"),
-        (f"{MODULE}:Says", {}, f"learner.{kind}: strength has to be positive."),
+        (f"{MODULE}:Good{ending}", {"strength": 1, "more": []}, f"{setting}.more"),
+        (f"{MODULE}:Raises{ending}", {}, f"learner.{kind} ({MODULE}:Raises{ending}) cannot be made: KeyError"),
+        (
+            f"{MODULE}:Exits{ending}",
+            {},
+            f"learner.{kind} ({MODULE}:Exits{ending}) cannot be made: SystemExit: 3 ({MODULE}",
+        ),
+        (f"{MODULE}:Says{ending}", {}, f"learner.{kind}: strength has to be positive."),
     ]
     for path, args, says in refused:
         with pytest.raises(UserError) as raised:
@@ -141,10 +155,10 @@ def test_what_is_refused_and_how(kind: str, make: Callable[..., Any], ending: st
 
 
 def test_an_error_of_the_device_is_nobodys_mistake() -> None:
-    Path(f"{MODULE}.py").write_text("class Mine:\n    def __init__(self, *given): raise MemoryError('of the host')\n")
-    for make in (objective, advantage):
-        with pytest.raises(MemoryError, match="of the host"):
-            make(f"{MODULE}:Mine")
+    Path(f"{MODULE}.py").write_text(OWN.replace("KeyError", "MemoryError"))
+    for make, ending in ((objective, ""), (advantage, "Advantage")):
+        with pytest.raises(MemoryError, match="strength"):
+            make(f"{MODULE}:Raises{ending}")
 
 
 def test_an_objective_says_what_it_needs_in_a_word_that_there_is() -> None:

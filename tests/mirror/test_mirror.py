@@ -305,11 +305,11 @@ def test_set_aside_pictures_are_still_counted(tmp_path: Path) -> None:
         publish(b)
     mirror.sync(b.rules.served)
     before = restarted(b.state)
-    assert before.set_aside_in_trained == {"size: it is black": 1}
+    assert before.set_aside == {"size: it is black": 1}
     shutil.rmtree(tmp_path / "run")
     new_head(tmp_path / "mirror", tmp_path / "run")
     after = buffer(tmp_path / "run", batches=1, max_staleness=0).state
-    assert after.trained == before.trained and after.set_aside_in_trained == before.set_aside_in_trained
+    assert after.trained == before.trained and after.set_aside == before.set_aside
 
 
 # ---- epochs
@@ -323,16 +323,17 @@ def test_of_racing_heads_none_owns_an_epoch_with_another(tmp_path: Path) -> None
 
     def claim(place: int) -> None:
         epochs = Epochs(remote(tmp_path / "mirror"), URI, tmp_path / str(place))
-        for _ in range(rounds):
-            gate.wait()
-            epochs.take(over=True, remember=False)
-            won.append(epochs.held)
+        try:
+            for _ in range(rounds):
+                gate.wait()
+                epochs.take(over=True, remember=False)
+                won.append(epochs.held)
+        except BaseException:
+            gate.abort()  # the others need not wait for one that failed
+            raise
 
-    threads = [threading.Thread(target=claim, args=(place,)) for place in range(heads)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(heads) as pool:
+        list(pool.map(claim, range(heads)))
     assert len(won) == rounds * heads
     assert len({epoch_of(name) for name in won}) == len(won)
 
@@ -344,8 +345,9 @@ def test_heads_that_write_and_remove_in_one_folder_do_not_stumble_over_it(tmp_pa
         mirror = remote(tmp_path / "mirror")
         for _ in range(300):
             mirror.write(f"epochs/{place}", b"")
-            assert mirror.read(f"epochs/{place}") == b""
+            assert mirror.read(f"epochs/{place}") == b"" and f"epochs/{place}" in mirror.files("epochs")
             mirror.remove([f"epochs/{place}"])
+            assert f"epochs/{place}" not in mirror.files("epochs")
 
     with ThreadPoolExecutor(4) as heads:
         list(heads.map(come_and_go, range(4)))

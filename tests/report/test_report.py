@@ -241,12 +241,15 @@ def test_the_judge_refuses_what_it_cannot_judge_before_it_draws(
     assert judge.main([str(foreign)]) == 2
     for path in list((foreign / "evaluation").iterdir())[1:]:
         path.unlink()
-    assert judge.main([str(foreign)]) == 2
+    for words in ([str(foreign)], [str(foreign / "nowhere")], ["n" * 300], [str(foreign), "--picture", "here.nope"]):
+        assert judge.main(words) == 2
     output, errors = capsys.readouterr()
     assert output == ""
-    other_world, one_evaluation = errors.splitlines()
+    other_world, one_evaluation, nowhere, too_long, picture = errors.splitlines()
     assert "has prompts of another world: not a caption of Emoji World: 'animal 0 in" in other_world
     assert "has no two evaluations to compare" in one_evaluation
+    assert "nowhere is no run" in nowhere and "nnn is no run" in too_long
+    assert "--picture=here.nope must be a .png or .jpg in a folder that is there" in picture
 
 
 def test_the_judges_captions_are_of_the_same_pairs(tmp_path: Path) -> None:

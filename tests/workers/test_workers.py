@@ -39,7 +39,7 @@ def test_a_picture_that_fails_is_set_aside_and_its_neighbours_are_scored(tmp_pat
     lease = b.lease("size", "looks")
     assert lease
     first = int(lease.table["image"].combine_chunks().to_numpy_ndarray()[0, 0, 0, 0])
-    b.worker_died("looks", node_lives=False)
+    b.worker_died("looks", "nobody")
     worker = scorer(b, fails_first)
     while worker.step():
         pass
