@@ -41,6 +41,7 @@ from buffer.run_folder import RunFolder
 from buffer.settings import combination_of, rules_of
 from common.errors import RunStopped, UserError
 from conf import scale
+from conf.evaluations import trained_rewards
 from conf.resume import save_config
 from conf.schema import Config, LearnerConfig, WorkerConfig
 from mirror.mirroring import Mirroring
@@ -236,7 +237,7 @@ class Driver:
         return Snapshot(
             trained=news.trained,
             rows=[row for row in log.rows if "batch" in row],
-            evaluations={each: means_of(each, row) for each, row in log.evaluations()},
+            evaluations={each: means_of(each, row, trained_rewards(self.config)) for each, row in log.evaluations()},
             waiting={place: _waiting_share(spent) for place, spent in by_place(news.seconds).items()},
             orders=news.orders,
             evaluating=news.evaluating,

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
@@ -87,11 +88,10 @@ def evaluation_of(row: dict[str, float]) -> Evaluation | None:
     return Evaluation(int(row["version"]), name) if name else None
 
 
-def means_of(evaluation: Evaluation, row: dict[str, float]) -> dict[str, float]:
+def means_of(evaluation: Evaluation, row: dict[str, float], trained: Sequence[str]) -> dict[str, float]:
     """From an evaluation's row the mean of each measure, the reward that is trained on first; empty where no picture
-    has one. A single reward that is all of what is trained on is not said twice."""
+    has one. trained: names of the rewards that it is made of; one that is all of it is not said twice."""
     prefix, suffix = f"evaluation/{evaluation.set}/", "/mean"
     keys = [key for key in row if key.startswith(prefix) and key.endswith(suffix)]
     means = {key.removeprefix(prefix).removesuffix(suffix): row[key] for key in keys}
-    trained = means.get("reward")
-    return {name: mean for name, mean in means.items() if name == "reward" or mean != trained}
+    return {name: mean for name, mean in means.items() if [name] != [*trained] or mean != means.get("reward")}

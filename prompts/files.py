@@ -83,9 +83,10 @@ def _kind_of_table(lines: Sequence[str]) -> str | None:
         return "a table of one column, by its first line"
     if len(lines) == 1:
         return None
-    heads = [{head.strip().lower() for head in lines[0].split(separator)} for separator in ",;|\t"]
-    if any(len(head) > 1 and head & HEADINGS for head in heads):
-        return "a table, by its first line"
+    for separator in ",;|\t":
+        heads = [head.strip().lower() for head in lines[0].split(separator)]
+        if len(heads) > 1 and HEADINGS & {*heads} and all(re.fullmatch(r"[\w.-]+", head) for head in heads):
+            return "a table, by its first line"
     for name, separator in (("TSV", "\t"), ("CSV", ","), ("CSV", ";")):
         try:
             rows = list(csv.reader(lines, delimiter=separator))

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from buffer.buffer import TrajectoryBuffer
+from buffer.orders import Plan
 from buffer.run_folder import RunFolder
 from buffer.settings import combination_of, plan_of, rules_of
 from common.clock import Clock
@@ -58,22 +59,25 @@ def run(config: Config, prompts: Sequence[str]) -> Path:
     with RunLock(run_dir), ExitStack() as closing:  # whatever ends the run, in a notebook, too
         closing.enter_context(disk_stops_the_run(run_dir))
         check_resume(run_dir, config, list(prompts))
-        if not is_over(RunFolder(run_dir), config):
+        replay = Replay(config, make_objective(config).needs) if config.run.replay else None
+        plan = replay.plan(config, prompts) if replay else plan_of(config, prompts)
+        run = RunFolder(run_dir)
+        if not (is_over(run, config) and run.plan == plan.identity()):  # of others, the buffer says what differs
             for remark in check_run(config, prompts).remarks:
                 print(remark, file=sys.stderr)
-            _train(config, prompts, run_dir, closing)
+            _train(config, prompts, plan, replay, run_dir, closing)
     return run_dir
 
 
-def _train(config: Config, prompts: Sequence[str], run_dir: Path, closing: ExitStack) -> None:
-    started, needs = time.time(), make_objective(config).needs
-    replay = Replay(config, needs) if config.run.replay else None
+def _train(
+    config: Config, prompts: Sequence[str], plan: Plan, replay: Replay | None, run_dir: Path, closing: ExitStack
+) -> None:
+    started = time.time()
     stored, scores = (replay.rollout, replay.scores) if replay else (None, None)
     device = "cuda" if torch.cuda.is_available() and config.learner.num_gpus else "cpu"
     learner = Learner.load(config, device)
     policy = Policy.load(config.model, config.sampling, config.run.seed, device, trainable=False)
     rewards = _tried_rewards(config, prompts, policy.image_size)
-    plan = replay.plan(config, prompts) if replay else plan_of(config, prompts)
     save_config(run_dir, config, list(prompts))
     buffer = TrajectoryBuffer(run_dir, plan, rules_of(config), combination_of(config))
     closing.callback(buffer.close)
@@ -81,8 +85,7 @@ def _train(config: Config, prompts: Sequence[str], run_dir: Path, closing: ExitS
     closing.callback(publisher.close)
     clocks = {"learner-0.0": Clock(), "sampler-0.0": Clock()} | {f"reward-{r.name}-0.0": Clock() for r in rewards}
     trainer = Trainer("learner-0.0", learner, buffer, run_dir, clocks["learner-0.0"])
-    policies = policies_of(policy, config)
-    clock = clocks["sampler-0.0"]
+    policies, needs, clock = policies_of(policy, config), learner.objective.needs, clocks["sampler-0.0"]
     sampler = Sampler("sampler-0.0", policies, needs, buffer, lambda weights: weights, clock, stored)
     workers: list[tuple[Sampler | Scorer | Trainer, int]] = [(sampler, config.samplers.threads)]
     for reward in rewards:

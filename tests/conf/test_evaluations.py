@@ -73,6 +73,8 @@ def test_a_set_may_have_prompts_and_sampling_of_its_own(tmp_path: Path) -> None:
         (["evaluation.scales=[1.0]"], r"evaluation.scales holds 1: give hundredths between 0 and 1"),
         (["evaluation.scales=[0.255]"], r"evaluation.scales holds 0.255: give hundredths"),
         (["evaluation.scales=[0.5,0.5]"], "give each scale once"),
+        (["evaluation.scales=[0.5]", "evaluation.sets.Scale_50.every=5"], "evaluation.scales makes the sets scale_50"),
+        (["evaluation.sets.h.prompts.file=nowhere.txt"], "evaluation.sets.h.prompts.file=nowhere.txt cannot be read"),
         (["evaluation.scales=[0.5]", "evaluation.sets.scale_50.every=5"], "evaluation.scales makes the sets scale_50"),
         (["guard.patience=0"], "guard.patience=0 must be at least 1"),
         (["rewards.compressibility.weight=null"], "nothing to train on with rewards.compressibility.weight"),

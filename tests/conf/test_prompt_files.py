@@ -28,6 +28,14 @@ OTHERS = {
     "csv with semicolons": "prompt;score\n" + "".join(f"{prompt};0.5\n" for prompt in PROMPTS),
     "csv in quotes": "".join(f'"{prompt}"\n' for prompt in PROMPTS),
     "tsv": "".join(f"{i}\t{prompt}\n" for i, prompt in enumerate(PROMPTS)),
+    "csv of uneven rows": "id,prompt\n" + "".join(f"{i},{prompt}\n" for i, prompt in enumerate(PROMPTS)),
+    "table with bars": "id|prompt\n" + "".join(f"{i}|{prompt}\n" for i, prompt in enumerate(PROMPTS)),
+    "jsonl below a comment": "# mine\n" + "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS),
+    "Python's dicts": "".join(f"{{'prompt': '{prompt}'}}\n" for prompt in PROMPTS),
+    "html": "<!DOCTYPE html>\n<html>\n" + "\n".join(PROMPTS),
+    "xml": '<?xml version="1.0"?>\n' + "\n".join(PROMPTS),
+    "yaml keys": "".join(f"prompt: {prompt}\n" for prompt in PROMPTS),
+    "yaml flow list": f"list: [{', '.join(PROMPTS)}]\n",
     "yaml list": "".join(f"- {prompt}\n" for prompt in PROMPTS),
     "yaml list with a key": "prompts:\n" + "".join(f"  - {prompt}\n" for prompt in PROMPTS),
 }
@@ -46,7 +54,9 @@ def test_another_kind_of_file_is_known_by_its_lines(content: str, tmp_path: Path
     assert len(str(caught.value)) <= 500
 
 
-@pytest.mark.parametrize("ending", ["json", "jsonl", "NDJSON", "csv", "tsv", "yaml", "yml", "parquet"])
+@pytest.mark.parametrize(
+    "ending", ["json", "jsonl", "NDJSON", "csv", "tsv", "yaml", "yml", "parquet", "jsonlines", "htm", "py"]
+)
 def test_another_kind_of_file_is_known_by_its_name(ending: str, tmp_path: Path) -> None:
     path = tmp_path / f"prompts.{ending}"
     path.write_text("\n".join(PROMPTS))
@@ -70,6 +80,8 @@ def test_a_binary_table_is_no_text(tmp_path: Path) -> None:
         ["{a cat}", "[a dog]", '"a horse" in quotes'],
         ["two dogs, 2", "a cat"],
         ["prompt engineering", "a cat"],
+        ["text, in capitals", "a cat"],
+        ["# a cat", "# a dog"],
         ["👨‍👩‍👧 on the beach", "❤️", "so\xadft", "a\xa0cat", "קֻמְקוּם", "नमस्ते", "猫"],
         ["007", "yes", "null", "~", "1e3"],
     ],
@@ -94,6 +106,14 @@ def test_prompts_that_differ_only_in_how_an_accent_is_written_are_one(tmp_path: 
     path = tmp_path / "prompts.txt"
     path.write_text("café\ncafe\u0301\n", encoding="utf-8")
     with pytest.raises(UserError, match="line 1 and in line 2, with its accents in other signs"):
+        resolve(path)
+
+
+@pytest.mark.parametrize("text", ["\u200b", "\u00ad", "\u3164", "\u2060\u200d"], ids=ascii)
+def test_a_prompt_that_shows_nothing_is_none(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text(f"two dogs\n{text}\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"line 2 .*(shows nothing|holds)"):
         resolve(path)
 
 

@@ -1,5 +1,6 @@
 """Evaluating a finished run again, at any version and scale; the trade-off and its knee."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from buffer.run_folder import RunFolder
+from common.errors import UserError
 from evaluation.__main__ import main
 from evaluation.again import Again
 from evaluation.tradeoff import knee
@@ -51,6 +53,23 @@ def test_a_version_made_again_is_what_the_run_itself_saw(name: str, finished: Pa
 
 
 @pytest.mark.usefixtures("there")
+def test_a_file_of_prompts_that_has_changed_is_not_the_run_s_set(model: Path, tmp_path: Path) -> None:
+    """Else other pictures would stand in the report as "the same prompts and seeds"."""
+    (tmp_path / "mine.txt").write_text("an owl\na bee\n")
+    words = ["evaluation.sets.mine.prompts.file=mine.txt", "run.batches=1"]
+    assert run_local(*small(model, "run", *words), cwd=tmp_path).returncode == 0
+    run = RunFolder(tmp_path / "runs" / "run")
+    with contextlib.chdir(tmp_path):
+        assert set(Again(run, "mine").at(1)["prompt"].to_pylist()) == {"an owl", "a bee"}
+        (tmp_path / "mine.txt").write_text("a wasp\na crow\n")
+        with pytest.raises(UserError, match="put the file of prompts back as it was"):
+            Again(run, "mine")
+        (run.path / "prompts.txt").write_text("")
+        with pytest.raises(UserError, match=r"prompts\.txt holds no prompt"):
+            Again(RunFolder(run.path), "train")
+
+
+@pytest.mark.usefixtures("there")
 def test_the_command_draws_the_trade_off_into_the_report(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runs/run", "--scales", "0,0.5,1", "--version", "2"]) == 0
     printed = capsys.readouterr().out
@@ -63,6 +82,7 @@ def test_the_command_draws_the_trade_off_into_the_report(finished: Path, capsys:
     ("words", "says"),
     [
         (["nothing"], "nothing is no run"),
+        (["n" * 300], "nnn is no run"),
         (["runs/run", "--version", "7"], "has kept no LoRA of version 7: there are 0, 1, 2"),
         (["runs/run", "--set", "new"], "has no evaluation set new: there are train, held_out"),
         (["runs/run", "--scales", "a"], "--scales=a are no numbers"),

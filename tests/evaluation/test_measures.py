@@ -49,6 +49,13 @@ def test_every_number_of_the_rows_is_measured_and_nothing_else() -> None:
     }
 
 
+def test_a_number_that_is_none_says_nothing_of_the_others() -> None:
+    """A reward may store NaN beside its score; a mean that is none would hide the measure from the guard."""
+    rows = pa.table({"prompt": ["a", "b", "c"], "reward": [1.0] * 3, "clip": pa.array([1.0, 2.0, 3.0], pa.float32())})
+    rows = rows.append_column("clip.margin", pa.array([0.5, float("nan"), float("inf")], pa.float32()))
+    assert measures(rows)["clip.margin"].tolist() == [0.5]
+
+
 def test_what_is_no_direction_has_no_distance() -> None:
     odd = [[1.0, 0.0], [0.0, 0.0], [0.0, 1.0], [float("nan"), 1.0], [1.0], None]
     np.testing.assert_allclose(diversity(["a cat"] * 6, odd), [1.0])

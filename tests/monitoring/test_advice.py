@@ -13,7 +13,8 @@ from actors.buffer_actor import BufferActor
 from buffer import watching
 from buffer.protocol import TakenBatch
 from buffer.rows import Combination
-from monitoring.advice import Advice, Cores, Pipeline, Window, advise, role_of, seconds_per_batch
+from conf.load import load
+from monitoring.advice import Advice, Cores, Pipeline, Window, advise, counts_of, role_of, seconds_per_batch
 from tests.buffer_toy import ONE_REWARD, PLAN, buffer, publish, roll_out, rolled_out, rules, score, scored, start, train
 from tests.monitoring.pipeline_simulation import ORDER_SIZE, Durations, Simulated, simulate
 
@@ -29,6 +30,12 @@ def advice_of(
     for version in range(first, last + 1):
         window.hear(version, run.times[version], run.seconds[version], counts)
     return advise(*window.read(), counts, orders * ORDER_SIZE, ORDER_SIZE, k, cores)
+
+
+def test_a_reward_that_only_measures_holds_up_nobody() -> None:
+    config = load(["compressibility"])  # with clip and judge, which no batch waits for
+    places = ["sampler-0", "sampler-1", "reward-compressibility-0", "reward-clip-0", "reward-judge-0", "learner-0"]
+    assert counts_of(places, config) == {"samplers": 2, "rewards.compressibility": 1, "learner": 1}
 
 
 seconds = st.floats(0.2, 3.0)

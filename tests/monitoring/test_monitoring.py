@@ -112,11 +112,14 @@ def test_a_number_that_is_none_is_left_out_of_its_row(tmp_path: Path) -> None:
 
 def test_what_is_shown_of_a_row_is_every_measure_once() -> None:
     own = {"version": 3.0, "evaluation/held_out/bright/mean": 0.5, "evaluation/held_out/pictures": 4.0}
-    assert evaluation_of(own) == (3, "held_out") and means_of(Evaluation(3, "held_out"), own) == {"bright": 0.5}
+    assert evaluation_of(own) == (3, "held_out")
+    assert means_of(Evaluation(3, "held_out"), own, ["bright"]) == {"bright": 0.5}
     trained = {"evaluation/held_out/reward/mean": -1.0, "evaluation/held_out/reward/std": 0.1} | own
-    assert means_of(Evaluation(3, "held_out"), trained) == {"reward": -1.0, "bright": 0.5}
+    assert means_of(Evaluation(3, "held_out"), trained, ["bright"]) == {"reward": -1.0, "bright": 0.5}
     alone = trained | {"evaluation/held_out/bright/mean": -1.0, "evaluation/held_out/diversity/mean": 0.2}
-    assert means_of(Evaluation(3, "held_out"), alone) == {"reward": -1.0, "diversity": 0.2}
+    assert means_of(Evaluation(3, "held_out"), alone, ["bright"]) == {"reward": -1.0, "diversity": 0.2}
+    equal = alone | {"evaluation/held_out/diversity/mean": -1.0}  # by chance, and it is said all the same
+    assert means_of(Evaluation(3, "held_out"), equal, ["bright"]) == {"reward": -1.0, "diversity": -1.0}
 
 
 def snapshot(trained: int, notes: list[str]) -> Snapshot:

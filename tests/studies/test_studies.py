@@ -1,5 +1,6 @@
 """A study makes the runs that are missing, goes on where it was interrupted, and reads what it says from them."""
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,19 @@ def test_a_cell_that_its_guard_stopped_is_over(model: Path, tmp_path: Path) -> N
 def test_a_cell_that_cannot_be_ends_the_study_with_its_reason(model: Path, tmp_path: Path) -> None:
     with pytest.raises(RunStopped, match=r"the run a of the study ended: .*max_failed_share"):
         make([cell(model, "a", "rewards.compressibility.path=tests.studies.failing:Failing")], tmp_path, at_once=1)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [(["--at-once", "0"], "'0' is no whole number of at least 1"), (["--runs", "{}/file"], "cannot be a folder")],
+)
+def test_what_a_study_cannot_do_is_a_sentence(
+    words: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    with contextlib.suppress(SystemExit):  # of argparse
+        assert paper.main(["style", *(word.format(tmp_path) for word in words)]) == 2
+    assert says in capsys.readouterr().err
 
 
 def test_gains_are_in_standard_deviations_of_the_base_model(tmp_path: Path) -> None:

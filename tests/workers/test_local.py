@@ -50,6 +50,53 @@ def test_kill_9_and_the_same_command_again(at: str, model: Path, undisturbed: Pa
     assert_same_run(undisturbed, tmp_path / "runs" / "run")
 
 
+def test_a_run_that_stops_says_what_its_time_was_spent_on(model: Path, tmp_path: Path) -> None:
+    failing = "rewards.compressibility.path=tests.studies.failing:Failing"
+    done = run_local(*small(model, "run", failing), cwd=tmp_path)
+    assert done.returncode == 2 and "max_failed_share" in done.stderr, done.stderr
+    (sitting,) = RunFolder(tmp_path / "runs" / "run").sittings
+    assert sitting["seconds"]["sampler-0"]["rolling out"] > 0 and sitting["ended"] > sitting["started"]
+
+
+def test_what_a_reward_does_to_its_process_is_not_done_to_the_run(
+    model: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """It switches gradients off, as programs do that only look at pictures, and goes to another folder."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "rude_rewards.py").write_text(f"""
+import os
+import torch
+from rewards.jpeg import JpegCompressibility
+
+class Rude(JpegCompressibility):
+    def __call__(self, images, prompts):
+        torch.set_grad_enabled(False)
+        torch.set_default_dtype(torch.float64)
+        os.chdir({str(tmp_path / "elsewhere")!r})
+        return super().__call__(images, prompts)
+""")
+    rude = "rewards.compressibility.path=rude_rewards:Rude"
+    done = run_local(*small(model, "run", "run.batches=4", rude), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    mine, theirs = (run.batches[-1] for run in (RunFolder(tmp_path / "runs" / "run"), RunFolder(undisturbed)))
+    assert mine["loss"] == theirs["loss"] and not list((tmp_path / "elsewhere").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["prompts.list=[a cat,A cat]"], "Prompts 1 ('a cat') and 2 ('A cat') are the same to the model"),
+        (["evaluation.sets.h.prompts.list=[a cat,A cat]"], "evaluation.sets.h: Prompts 1 ('a cat') and 2"),
+        (["evaluation.sets.h.sampling.steps=1000"], "evaluation.sets.h: sampling.steps=1000 is impossible"),
+        (["run.mirror=file:///tmp/mirror"], "only launch.py keeps a mirror, so set run.mirror=null"),
+    ],
+)
+def test_what_launch_refuses_is_refused_here(words: list[str], says: str, model: Path, tmp_path: Path) -> None:
+    done = run_local(*small(model, "run", *words), cwd=tmp_path)
+    assert done.returncode == 2 and says in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert not (tmp_path / "runs" / "run").exists()
+
+
 OF_A_USER = ["learner.objective=tests.workers.clean_objective:Regression", "learner.objective_args={timestep: 500}"]
 
 

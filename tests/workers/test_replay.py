@@ -1,11 +1,15 @@
 """Replay: a new LoRA from what other runs have sampled."""
 
+import shutil
 from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from buffer.run_folder import RunFolder
+from buffer.sources import sources, stored
 from common.errors import UserError
 from conf.load import load
 from conf.resume import RunLock
@@ -51,6 +55,10 @@ def test_a_replay_goes_on_with_the_same_bits(sampled: Path, tmp_path: Path) -> N
     for name, until in (("whole", 4), ("parts", 2), ("parts", 4)):
         done = run_local(*words(sampled, f"run.name={name}", f"run.batches={until}"), cwd=tmp_path)
         assert done.returncode == 0, done.stderr
+    record = (tmp_path / "runs" / "parts" / "run.json").read_bytes()
+    done = run_local(*words(sampled, "run.name=parts", "run.batches=4"), cwd=tmp_path)
+    assert "is finished, all 4 batches are trained" in done.stdout and "run.batches=8" in done.stdout
+    assert (tmp_path / "runs" / "parts" / "run.json").read_bytes() == record
     assert_same_run(tmp_path / "runs" / "whole", tmp_path / "runs" / "parts")
 
 
@@ -108,7 +116,66 @@ def test_what_cannot_be_replayed_is_a_sentence(more: list[str], says: str, sampl
     assert not (tmp_path / "runs" / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["from={0}/b"], "twice, and each trajectory counts once"),
+        (["from={0}/link"], "twice, and each trajectory counts once"),
+        (["prompts.list=[a zebra]"], "prompts of a replay are those of its runs"),
+        (["run.replay=[~/x]"], "/x/prompts.txt"),
+    ],
+)
+def test_what_was_never_meant_is_a_sentence_at_once(more: list[str], says: str, sampled: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(sampled / "a")
+    own = [word.format(sampled if "link" not in word else tmp_path) for word in more]
+    done = launch_here(*words(sampled, *own), cwd=tmp_path)
+    assert done.returncode == 2 and says in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+def test_a_run_does_not_learn_from_itself(sampled: Path) -> None:
+    with pytest.raises(UserError, match=r"run\.name=a is one of the runs that are replayed"):
+        sources(load(words(sampled, f"run.dir={sampled}", "run.name=a")))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("prompts.txt", b"a c\xe2t\n", "a prompts.txt cannot be read"),
+        ("prompts.txt", b"", "holds no prompt"),
+        ("config.yaml", b"run: null\n", "run is null, and no group of settings"),
+        ("config.yaml", b"buffer: hello\n", "buffer is hello, and no group of settings"),
+    ],
+)
+def test_a_run_with_a_spoilt_file_is_a_sentence(
+    file: str, content: bytes, says: str, sampled: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(sampled / "a", tmp_path / "runs" / "a, b")
+    (tmp_path / "runs" / "a, b" / file).write_bytes(content)
+    done = launch_here("replay", "from=runs/a, b", "learner.objective=nft", cwd=tmp_path)
+    assert done.returncode == 2 and says in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+def test_a_column_that_changed_its_kind_between_starts_is_no_part_of_a_replay(sampled: Path, tmp_path: Path) -> None:
+    """A reward that was mended may store something else, and its run goes on."""
+    run = shutil.copytree(sampled / "b", tmp_path / "runs" / "b")
+    for cell, path in zip((1.0, "one"), sorted((run / "trajectories").glob("*.parquet"))[:2], strict=True):
+        rows = pq.read_table(path)
+        pq.write_table(rows.append_column("compressibility.what", pa.array([cell] * len(rows))), path)
+    config = load(["replay", f"from={run}", "learner.objective=nft"])
+    assert len(stored(sources(config), config)) == 24
+
+
+def test_the_name_of_a_replay_is_one_that_a_run_can_have(sampled: Path, tmp_path: Path) -> None:
+    (tmp_path / "my runs").mkdir()
+    shutil.copytree(sampled / "a", tmp_path / "my runs" / "a, b")
+    config = load(["replay", f"from={tmp_path}/my runs/a, b/checkpoints/..", "learner.objective=nft"])
+    assert config.run.name == "replay-of-a--b" and config.run.dir == f"{tmp_path}/my runs"
+
+
 def test_runs_that_are_none_are_a_sentence(tmp_path: Path) -> None:
+    for name in ("~no-such-user/a", "a" * 300):
+        with pytest.raises(UserError, match="is no run"):
+            load(["replay", f"from={name}"])
     with pytest.raises(UserError, match=r"a replay needs runs to learn from: python launch\.py replay from="):
         load(["replay", "learner.objective=rwr"])
     with pytest.raises(UserError, match=r"from=.*nothing is no run"):
