@@ -18,11 +18,8 @@ from PIL import Image
 from buffer.run_folder import RunFolder, run_at
 from common.commands import command, place
 from common.errors import UserError, shown
-from emoji_world.classifier import accuracy, classify
 from evaluation.measures import pairs_of
 from evaluation.summary import Comparison, compare
-from policy.policy import Policy
-from policy.rollout import rollout
 from policy.source import WEIGHT_NAME
 from prompts.scenes import parse
 from report.grids import captions_of, grid
@@ -37,6 +34,9 @@ SHOWN = 8  # pairs in the picture
 def pictures(run_dir: Path, after: bool) -> tuple[list[str], np.ndarray]:
     """Prompts and pictures, uint8 [n, H, W, 3], of a run's evaluation pairs, rolled out again: by the model that
     it began with, or with the run's LoRA."""
+    from policy.policy import Policy  # here and below: who names no run need not wait for torch
+    from policy.rollout import rollout
+
     run = RunFolder(run_dir)
     config, rows = run.config, next(iter(run.evaluations.values()))
     prompts, seeds = rows["prompt"].to_pylist(), rows["seed"].to_pylist()
@@ -50,6 +50,8 @@ def pictures(run_dir: Path, after: bool) -> tuple[list[str], np.ndarray]:
 
 def row(run_dir: Path, change: Comparison, prompts: list[str], before: np.ndarray, after: np.ndarray) -> str:
     """One run's line of the Markdown table, from its pictures before and after; shares as per cent."""
+    from emoji_world.classifier import accuracy
+
     judged = [accuracy(images, prompts) for images in (before, after)]
     shares = [
         [f"{getattr(seen, name):.0%}" for seen in judged] for name in ("animal", "number", "setting", "all_three")
@@ -75,6 +77,8 @@ def _gain(change: Comparison) -> str:
 
 def commonest_setting(images: np.ndarray) -> str:
     """The setting seen in most pictures, and in how many of them: where a policy flees to, if it does."""
+    from emoji_world.classifier import classify
+
     ((setting, count),) = Counter(scene.setting or "none" for scene in classify(images)).most_common(1)
     return f"{setting} {count / len(images):.0%}"
 
