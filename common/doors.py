@@ -4,6 +4,7 @@ import importlib
 import inspect
 import math
 import sys
+import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -114,7 +115,8 @@ def _check_kinds(kind: type, args_setting: str, args: Mapping[str, Any]) -> None
     parameters = inspect.signature(kind).parameters
     for name, value in args.items():
         annotation = parameters[name].annotation if name in parameters else None
-        kinds = typing.get_args(annotation) or (annotation,)
+        of_several = typing.get_origin(annotation) in (types.UnionType, typing.Union)
+        kinds = typing.get_args(annotation) if of_several else (annotation,)
         if all(one in KINDS for one in kinds) and not any(KINDS[one][1](value) for one in kinds):
             wanted = " or ".join(KINDS[one][0] for one in kinds)
             raise UserError(f"{args_setting}.{name}={shown(value)} must be {wanted}.")

@@ -1,5 +1,6 @@
 """Objectives and advantages of a user's own, by module:Class: what is made, and what is refused in which sentence."""
 
+import contextlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,10 @@ class Good(ImportanceSampling):
     def __init__(self, config, seed, strength, more: int = 1):
         super().__init__(config, seed)
         self.strength = strength
+
+class Annotated(ImportanceSampling):
+    def __init__(self, config, seed, names: list[str], share: float | None = 0.5, of: "int" = 1):
+        super().__init__(config, seed)
 
 class Bare(ImportanceSampling): pass
 
@@ -159,6 +164,21 @@ def test_an_error_of_the_device_is_nobodys_mistake() -> None:
     for make, ending in ((objective, ""), (advantage, "Advantage")):
         with pytest.raises(MemoryError, match="strength"):
             make(f"{MODULE}:Raises{ending}")
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ({"names": ["a"], "share": None, "of": "text"}, ""),  # lists, and names of types, are the class's own to check
+        ({"names": 3, "share": 1}, ""),
+        ({"names": [], "share": "half"}, "learner.objective_args.share=half must be a finite number or null"),
+        ({"names": [], "share": float("inf")}, "share=inf must be a finite number or null"),
+        ({"names": [], "share": True}, "share=True must be a finite number or null"),
+    ],
+)
+def test_arguments_are_held_against_plain_annotations(args: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says) if says else contextlib.nullcontext():
+        objective(f"{MODULE}:Annotated", **args)
 
 
 def test_an_objective_says_what_it_needs_in_a_word_that_there_is() -> None:
