@@ -30,7 +30,7 @@ IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
 REWARDS = ("compressibility", "incompressibility", "aesthetic", "alignment")
 # The paper's two policy gradients and its two baselines, each at the learning rate that studies/algorithms.py chose for
 # it on compressibility, by a seed that is not in this race.
-RATES = {"DDPO_SF": "1e-3", "DDPO_IS": "1e-3", "RWR": "2e-4", "RWR-sparse": "2e-4"}
+RATES = {"DDPO_SF": "2e-3", "DDPO_IS": "4e-3", "RWR": "2e-3", "RWR-sparse": "4e-3"}
 METHODS = {name: (*ALGORITHMS[name], f"learner.lr={rate}") for name, rate in RATES.items()}
 RACE = (
     *PLAIN,
