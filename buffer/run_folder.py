@@ -52,17 +52,6 @@ class RunFolder:
         """The run's settings. Raises UserError if the folder has no readable config.yaml."""
         return from_file(self.path / "config.yaml")
 
-    @cached_property
-    def prompts(self) -> list[str]:
-        """Those of the run. Raises UserError where they are lost."""
-        path = self.path / "prompts.txt"
-        try:
-            if prompts := [line for line in path.read_text(encoding="utf-8").split("\n") if line]:
-                return prompts
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} cannot be read ({error}): put it back") from error
-        raise UserError(f"{path} holds no prompt: put it back")
-
     # ---- the journal
 
     @cached_property

@@ -34,7 +34,8 @@ from common.files import digest_of, disk_stops_the_run, write_new
 
 FOLDERS = ("tensors", "trajectories", "evaluation", "checkpoints")
 # Names that a run gives; hidden ones are temporary, and made of them. A copy that somebody made beside them stays.
-OURS = re.compile(r"[bev]\d+\.(.+\.)?e\d+\.\d+(\.arrow|\.parquet)?|\.[bev]\d+\.(.+\.)?e\d+\.\d+.*")
+NAME = r"[bev]\d+\.(.+\.)?e\d+\.\d+"
+OURS = re.compile(rf"{NAME}(\.arrow|\.parquet)?|\.{NAME}.*")
 ROSTER = b"ddpo.roster"
 
 

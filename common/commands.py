@@ -44,7 +44,7 @@ def command(name: str, interrupted: str = "stopped") -> Callable[[Callable[[Sequ
 Main = Callable[[Sequence[str]], int]
 
 
-def place(text: str) -> Path:
+def path_of(text: str) -> Path:
     """An argument that names a file or folder, with ~ written out."""
     return Path(os.path.expanduser(text))  # noqa: PTH111, as Path raises where there is no such user
 

@@ -19,14 +19,19 @@ def prompts_of_run(config: Config) -> list[str]:
     """Those of the settings; of a replay those of the runs that it learns from. Raises UserError."""
     if not config.run.replay:
         return resolve_prompts(config.prompts)
-    files = [Path(run) / "prompts.txt" for run in config.run.replay]
+    return list(dict.fromkeys(prompt for run in config.run.replay for prompt in saved_prompts(Path(run))))
+
+
+def saved_prompts(run_dir: Path) -> list[str]:
+    """Those that a run was begun with. Raises UserError where they are lost."""
+    path = run_dir / "prompts.txt"
     try:
-        lines = [line for file in files for line in file.read_text(encoding="utf-8").split("\n") if line]
+        prompts = [line for line in path.read_text(encoding="utf-8").split("\n") if line]
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"run.replay: a prompts.txt cannot be read ({error}): put it back") from error
-    if not lines:
-        raise UserError(f"run.replay: {shown(files[0])} holds no prompt: put it back")
-    return list(dict.fromkeys(lines))
+        raise UserError(f"{run_dir}: a prompts.txt cannot be read ({error}): put it back") from error
+    if not prompts:
+        raise UserError(f"{path} holds no prompt: put it back")
+    return prompts
 
 
 def resolve_prompts(prompts: PromptsConfig, key: str = "prompts") -> list[str]:

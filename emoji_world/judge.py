@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from buffer.run_folder import RunFolder, run_at
-from common.commands import command, place
+from common.commands import command, path_of
 from common.errors import UserError, shown
 from evaluation.measures import pairs_of
 from evaluation.summary import Comparison, compare
@@ -119,8 +119,8 @@ def checked(run_dir: Path) -> Comparison:
 @command("emoji_world.judge")
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=place, nargs="+")
-    parser.add_argument("--picture", type=place, help="where to draw the first run's first pairs, before over after")
+    parser.add_argument("runs", type=path_of, nargs="+")
+    parser.add_argument("--picture", type=path_of, help="where to draw the first run's first pairs, before over after")
     args = parser.parse_args(arguments)
     if args.picture and (args.picture.suffix.lower() not in (".png", ".jpg") or not args.picture.parent.is_dir()):
         raise UserError(f"--picture={shown(args.picture)} must be a .png or .jpg in a folder that is there")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from buffer.run_folder import RunFolder, run_at
-from common.commands import command, place
+from common.commands import command, path_of
 from common.errors import UserError
 from common.files import write_atomically
 from conf.evaluations import FIRST, sets_of
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m evaluation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", type=place, nargs="+")
+    parser.add_argument("runs", type=path_of, nargs="+")
     parser.add_argument("--version", type=int, help="by default the best one, of which lora_best/ is")
     parser.add_argument("--set", default=FIRST, help=f"an evaluation set of the run; by default {FIRST}")
     parser.add_argument("--scales", default="0,0.25,0.5,0.75,1", help="of the LoRA, by commas")

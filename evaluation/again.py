@@ -14,6 +14,7 @@ from buffer.settings import combination_of, plan_of
 from common.errors import UserError
 from common.precision import exact_float32
 from conf.evaluations import sets_of
+from conf.prompts import saved_prompts
 from policy.policy import Policy
 from policy.rollout import NonFinite, rollout
 from rewards.base import NamedReward, score_order
@@ -33,7 +34,7 @@ class Again:
             raise UserError(f"{run.path} has no evaluation set {set_name}: there are {', '.join(sets)}")
         one, config = sets[set_name], run.config
         self.run, self.sampling = run, one.sampling
-        plan = plan_of(config, run.prompts)
+        plan = plan_of(config, saved_prompts(run.path))
         theirs, ours = run.plan.get("sets", {}).get(set_name), plan.identity()["sets"][set_name]
         if theirs != ours:
             raise UserError(

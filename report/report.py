@@ -12,7 +12,7 @@ from pathlib import Path
 from string import Template
 
 from buffer.run_folder import RunFolder, run_at
-from common.commands import command, place
+from common.commands import command, path_of
 from common.files import write_atomically
 from conf.evaluations import FIRST, scale_set
 from report import evaluations, sections
@@ -122,7 +122,7 @@ def _figure(source: str, caption: str, name: str = "before") -> str:
 @command("report.report")
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m report.report", description=__doc__)
-    parser.add_argument("run", type=place)
+    parser.add_argument("run", type=path_of)
     print(write_report(run_at(parser.parse_args(arguments).run).path))
 
 

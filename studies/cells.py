@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from buffer.run_folder import RunFolder
-from common.commands import at_least_1, command, place
+from common.commands import at_least_1, command, path_of
 from common.errors import RunStopped, UserError, shown
 from conf.load import load
 from evaluation import history
@@ -88,7 +88,7 @@ def study(parser: argparse.ArgumentParser, arguments: Sequence[str], work: Calla
     """
     folder = Path("runs") / parser.prog.rpartition(".")[2]
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--runs", type=place, default=folder, help="where the study's runs lie")
+    parser.add_argument("--runs", type=path_of, default=folder, help="where the study's runs lie")
     parser.add_argument("--at-once", type=at_least_1, help="runs at a time; by default as many as there are cores")
 
     @command(parser.prog, interrupted="stopped; the same command goes on")

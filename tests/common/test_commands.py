@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from common.commands import at_least_1, command, place
+from common.commands import at_least_1, command, path_of
 from common.errors import RunStopped, UserError
 from tests.running import ROOT
 
@@ -41,7 +41,7 @@ def test_who_reads_the_first_lines_alone_breaks_nothing(program: str) -> None:
 
 
 def test_arguments() -> None:
-    assert place("~/a") == Path.home() / "a" and place("~no-such-user/a") == Path("~no-such-user/a")
+    assert path_of("~/a") == Path.home() / "a" and path_of("~no-such-user/a") == Path("~no-such-user/a")
     assert at_least_1("3") == 3
     for text in ("0", "-1", "many", "1.5"):
         with pytest.raises(ArgumentTypeError, match="no whole number of at least 1"):
