@@ -81,28 +81,34 @@ def chart(curves: Sequence[Curve], *, width: int, height: int, x_label: str = ""
 
 
 def figure(rows: Sequence[Sequence[Panel]]) -> str:
-    """A file of its own: panels with title and legend, row by row."""
+    """A file of its own: panels with title and legend, row by row. A legend like its left neighbour's stands once."""
     height = len(rows) * (HEIGHT + HEAD + 20)
-    placed = "".join(
-        _placed(panel, 20 + column * WIDTH // len(row), place * (HEIGHT + HEAD + 20), WIDTH // len(row) - 20)
-        for place, row in enumerate(rows)
-        for column, panel in enumerate(row)
-    )
+    placed = ""
+    for place, row in enumerate(rows):
+        legends = [_legend(curves) for _, curves, _ in row]
+        for column, panel in enumerate(row):
+            x, y = 20 + column * WIDTH // len(row), place * (HEIGHT + HEAD + 20)
+            if not column or legends[column] != legends[column - 1]:
+                placed += f'<text x="{x + LEFT}" y="{y + 46}">{legends[column]}</text>'
+            placed += _placed(panel, x, y, WIDTH // len(row) - 20)
     size = f'viewBox="0 0 {WIDTH + 40} {height}" width="{WIDTH + 40}" height="{height}"'
     paper = f'<rect width="{WIDTH + 40}" height="{height}" fill="#ffffff"/>'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size}><style>{STYLE}</style>{paper}{placed}</svg>\n'
 
 
-def _placed(panel: Panel, x: int, y: int, width: int) -> str:
-    title, curves, x_label = panel
-    legend = "".join(
+def _legend(curves: Sequence[Curve]) -> str:
+    return "".join(
         f'<tspan class="c{index % 6}" dx="{14 if index else 0}">{html.escape(curve.name)}</tspan>'
         for index, curve in enumerate(curves)
     )
+
+
+def _placed(panel: Panel, x: int, y: int, width: int) -> str:
+    title, curves, x_label = panel
     drawing = chart(curves, width=width, height=HEIGHT, x_label=x_label)
     drawing = drawing.replace("<svg ", f'<svg x="{x}" y="{y + HEAD}" width="{width}" height="{HEIGHT}" ', 1)
     heading = f'<text x="{x + LEFT}" y="{y + 24}" font-weight="600">{html.escape(title)}</text>'
-    return f'{heading}<text x="{x + LEFT}" y="{y + 46}">{legend}</text>{drawing}'
+    return heading + drawing
 
 
 def finite(curve: Curve) -> list[tuple[float, float, float]]:

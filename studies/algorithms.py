@@ -4,14 +4,19 @@
 
 Each has one setting that is tuned, on the same grid for all: the learning rate. It is chosen on a seed of its own, by
 the largest gain at a version where the judge still calls nine tenths of the base model's right pictures right; three
-other seeds are then made with it. Makes what is missing, prints a table, and draws docs/images/algorithms.svg: gain
-against pictures, and what the judge calls right against the gain. The frontier counts, not the race.
+other seeds are then made with it. What a batch costs is timed at the end, one algorithm at a time: let nothing else
+compute then. Makes what is missing, prints a table, and draws docs/images/algorithms.svg: gain against pictures, gain
+against seconds of training, and what the judge calls right against the gain. The frontier counts, not the race.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
+from operator import mul
 from pathlib import Path
+
+import numpy as np
 
 from report.svg import Panel, figure
 from studies.cells import PLAIN, Cell, make, study
@@ -29,6 +34,7 @@ COMMON = (
     "evaluation.scales=[]",
     "guard.action=note",
 )
+TIMED = 6  # batches
 BY_STD = ("learner.objective=ddpo_is", "learner.objective_args={step_weight: std}")
 GROUPS = ("buffer.group_size=4", "learner.advantage=by_group", "learner.advantage_args.std=batch")
 ONE_START = (*GROUPS, "sampling.same_noise=true", "learner.train_share=0.5")
@@ -52,8 +58,18 @@ IMAGE = Path(__file__).resolve().parent.parent / "docs" / "images" / "algorithms
 
 
 def cell(name: str, rate: str, seed: int) -> Cell:
-    folder = f"{name.replace(', ', '-').replace(' ', '-').replace('σ', 'std')}-{rate}-{seed}"
-    return Cell(folder, ("compressibility", *COMMON, *ALGORITHMS[name], f"learner.lr={rate}", f"run.seed={seed}"))
+    words = ("compressibility", *COMMON, *ALGORITHMS[name], f"learner.lr={rate}", f"run.seed={seed}")
+    return Cell(f"{_folder(name)}-{rate}-{seed}", words)
+
+
+def timed(name: str) -> Cell:
+    """A short run for its clock alone."""
+    words = ("compressibility", *COMMON, *ALGORITHMS[name], f"run.batches={TIMED}", f"evaluation.every={TIMED}")
+    return Cell(f"{_folder(name)}-timed", words)
+
+
+def _folder(name: str) -> str:
+    return name.replace(", ", "-").replace(" ", "-").replace("σ", "std")
 
 
 def best_while_right(gained: Points, right: Points) -> float:
@@ -73,19 +89,26 @@ def best_rate(name: str, folder: Path) -> str:
 def drawn(rates: dict[str, str], folder: Path) -> str:
     paths = {name: [folder / cell(name, rate, seed).name for seed in SEEDS] for name, rate in rates.items()}
     found = {name: Seeds.read(each) for name, each in paths.items()}
-    race = [over_seeds(name, seeds.gained, lambda version: version * BATCH) for name, seeds in found.items()]
-    frontier = [seeds.frontier(name) for name, seeds in found.items()]
-    panels: list[list[Panel]] = [
-        [("gain in base stds", race[:5], "pictures"), ("right, by the judge", frontier[:5], "gain in base stds")],
-        [("gain in base stds", race[5:], "pictures"), ("right, by the judge", frontier[5:], "gain in base stds")],
-    ]
+    cost = {name: _seconds_a_batch(folder / timed(name).name) for name in rates}
+    panels: list[list[Panel]] = []
+    for names in (list(rates)[:5], list(rates)[5:]):  # as many curves as can be told apart
+        pictures = [over_seeds(name, found[name].gained, lambda version: version * BATCH) for name in names]
+        seconds = [over_seeds(name, found[name].gained, partial(mul, cost[name])) for name in names]
+        frontier = [found[name].frontier(name) for name in names]
+        panels.append(
+            [
+                ("gain in base stds", pictures, "pictures"),
+                ("gain in base stds", seconds, "seconds"),
+                ("right, by the judge", frontier, "gain in base stds"),
+            ]
+        )
     IMAGE.write_text(figure(panels), encoding="utf-8")
     rows = {
         name: [
             rates[name],
             *seeds.ends(),
             shown([best_while_right(g, r) for g, r in zip(seeds.gained, seeds.right, strict=True)]),
-            shown([_seconds(path) for path in paths[name]], ".0f"),
+            f"{cost[name]:.2f}",
         ]
         for name, seeds in found.items()
     }
@@ -95,19 +118,21 @@ def drawn(rates: dict[str, str], folder: Path) -> str:
         "gain at the end",
         "right at the end",
         "best gain while nine tenths are right",
-        "seconds a run",
+        "seconds a batch",
     )
     return table(head, rows)
 
 
-def _seconds(path: Path) -> float:
-    return float(sum(sitting["ended"] - sitting["started"] for sitting in run_of(path).sittings))
+def _seconds_a_batch(path: Path) -> float:
+    """The median time from one batch to the next: of sampling, scoring and training in one thread."""
+    return float(np.median(np.diff([row["time"] for row in run_of(path).batches])))
 
 
 def work(args: argparse.Namespace) -> str:
     make([cell(name, rate, TUNING) for name in ALGORITHMS for rate in LEARNING_RATES], args.runs, args.at_once)
     rates = {name: best_rate(name, args.runs) for name in ALGORITHMS}
     make([cell(name, rate, seed) for name, rate in rates.items() for seed in SEEDS], args.runs, args.at_once)
+    make([timed(name) for name in ALGORITHMS], args.runs, at_once=1)
     return drawn(rates, args.runs)
 
 

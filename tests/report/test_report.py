@@ -26,7 +26,7 @@ from report.grids import CAPTION_SIZE, GAP, MISSING, captions_of, cells, grid, s
 from report.record import by_place, record_sitting
 from report.report import spread, write_report
 from report.sections import signed
-from report.svg import Curve, chart, number, ticks
+from report.svg import Curve, chart, figure, number, ticks
 from tests.synthetic_run import PAIRS, evaluation_table, synthetic_run, write_evaluation
 
 VOID = {"meta", "img", "input", "br"}
@@ -372,6 +372,13 @@ def test_batches_are_marked_by_whole_numbers_and_gains_as_they_need(xs: list[flo
     tree = ElementTree.fromstring(chart([Curve("a", xs, [1.0, 2.0, 3.0])], width=400, height=200))
     marks = [float(text.text or "") for text in tree.iter("text") if text.attrib.get("text-anchor") == "middle"]
     assert len(marks) > 2 and all(mark.is_integer() for mark in marks) is whole
+
+
+def test_a_legend_stands_once_beside_panels_of_the_same_curves() -> None:
+    one, other = ([Curve(name, [0, 1], [0.0, 1.0]) for name in names] for names in ("ab", "ac"))
+    drawn = ElementTree.fromstring(figure([[("first", one, "x"), ("second", one, "x"), ("third", other, "x")]]))
+    legends = ["".join(text.itertext()) for text in drawn.findall(".//{*}text") if text.find("{*}tspan") is not None]
+    assert legends == ["ab", "ac"]
 
 
 def test_numbers_are_short() -> None:

@@ -118,9 +118,10 @@ def test_every_cell_of_the_paper_is_a_run_that_can_be(part: str, tmp_path: Path)
 
 @pytest.mark.parametrize("name", algorithms.ALGORITHMS)
 def test_every_algorithm_is_a_run_that_can_be(name: str, tmp_path: Path) -> None:
-    config = load(algorithms.cell(name, "1e-3", 0).command(tmp_path))
-    validate(config)
-    make_objective(config)
+    for each in (algorithms.cell(name, "1e-3", 0), algorithms.timed(name)):
+        config = load(each.command(tmp_path))
+        validate(config)
+        make_objective(config)
 
 
 def test_every_cell_of_the_settings_is_a_run_that_can_be(tmp_path: Path) -> None:
