@@ -48,9 +48,10 @@ SETS = {
     "places": "places",
     "objects": "inanimate objects",
 }
-# Both rewards until they are won by other means; the guard only takes notes, so that both ends are in one run.
+# Both rewards until they are won by other means; the guard only takes notes, so that both ends are in one run. At the
+# knee of compressibility two batches gain a fifth of all that is to be kept, so every version is looked at.
 HACKED: dict[str, tuple[str, ...]] = {
-    "compressibility": ("run.batches=40", "evaluation.every=2"),
+    "compressibility": ("run.batches=40", "evaluation.every=1"),
     "counting": ("run.batches=80", "evaluation.every=4", "evaluation.count=128"),
 }
 # What is lost: all that a prompt says; of "two cats on a bike" the bike, which no question asks for.
