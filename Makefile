@@ -18,7 +18,7 @@ OTHER := build/other-diffusers
 STAMP := $(VENV)/installed-$(shell cksum < requirements.lock | cut -d' ' -f1)
 
 APART := slow or watching or cluster or other_diffusers  # as in pyproject.toml
-TWO := -n 2 --dist loadfile --no-loadscope-reorder --durations=10
+FOUR := -n 4 --dist loadfile --no-loadscope-reorder --durations=10
 
 # Some containers set it, and then each of a run's five processes compiles the project again.
 unexport PYTHONDONTWRITEBYTECODE
@@ -30,10 +30,10 @@ train: install
 	$(VENV)/bin/python launch.py $(EXPERIMENT) $(ARGS)
 
 test: lint
-	$(VENV)/bin/pytest $(TWO)
+	$(VENV)/bin/pytest $(FOUR)
 
 quick: lint
-	$(VENV)/bin/pytest $(TWO) -x -m "not (ray or runs or long or $(APART))"
+	$(VENV)/bin/pytest $(FOUR) -x -m "not (ray or runs or long or $(APART))"
 
 lint: install
 	$(VENV)/bin/ruff check .

@@ -3,10 +3,12 @@
     make test-chaos                                   five rounds through all roles and signals
     CHAOS_RUNS=1000 make test-chaos                   more of them
     CHAOS_SEED=7 CHAOS_CASE=23 make test-chaos        one case again (or several: CHAOS_CASE=23,40)
+    CHAOS_AT_ONCE=1 make test-chaos                   one run at a time; by default as many as there are cores
 
 {sampler, reward, buffer, learner rank 0, learner rank 1, driver} x {SIGKILL, SIGTERM}, half of the runs with
-buffer.max_staleness 0 and half with 2, each at a moment drawn from the seed that is printed. All runs share one Ray
-cluster; a driver that dies is started again by the same command, which is all that anybody has to do.
+buffer.max_staleness 0 and half with 2, each at a moment drawn from the seed that is printed. Runs that are made one
+after another share a Ray cluster; a driver that dies is started again by the same command, which is all that has to be
+done.
 """
 
 import os
@@ -17,15 +19,20 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from multiprocessing import Queue, get_context
 from pathlib import Path
-from signal import SIGKILL, SIGTERM, signal
+from queue import Empty
+from signal import SIG_IGN, SIGKILL, SIGTERM, signal
 
 from tests.chaos.blow import BATCHES, CELLS, ROLES, SIGNALS, Case, Timeline, draw, strike, timeline
 from tests.chaos.ray_cluster import RayCluster, ray_cluster
 from tests.chaos.verdict import verdict
 from tests.pipelines import tiny_pipeline
 from tests.running import EXPERIMENT, FAULTS, ROOT, SMALL, TIMEOUT_S
+
+Cell = tuple[str, int, int]  # role, signal, max_staleness
 
 
 @dataclass(frozen=True)
@@ -128,7 +135,10 @@ def prepare(cluster: RayCluster, folder: Path) -> Matrix:
     for max_staleness in (0, 2):
         name = f"undisturbed{max_staleness}"
         process = matrix.start(matrix.command(name, max_staleness))
-        output, errors = process.communicate(timeout=TIMEOUT_S)
+        try:
+            output, errors = process.communicate(timeout=TIMEOUT_S)
+        finally:
+            process.kill()
         assert process.returncode == 0, (output, errors)
         matrix.undisturbed[max_staleness] = matrix.runs / name
         matrix.timelines[max_staleness] = timeline(matrix.runs / name)
@@ -137,7 +147,7 @@ def prepare(cluster: RayCluster, folder: Path) -> Matrix:
     return matrix
 
 
-def table(done: Counter[tuple[str, int, int]], failed: Counter[tuple[str, int, int]]) -> str:
+def table(done: Counter[Cell], failed: Counter[Cell]) -> str:
     """Runs that went well, of all, by role, signal and max_staleness."""
     columns = [(blow, max_staleness) for blow in SIGNALS for max_staleness in (0, 2)]
     lines = [" " * 16 + "".join(f"{blow.name} k={k}".rjust(14) for blow, k in columns)]
@@ -148,39 +158,75 @@ def table(done: Counter[tuple[str, int, int]], failed: Counter[tuple[str, int, i
     return "\n".join(lines)
 
 
+def judged(matrix: Matrix, seed: int, number: int) -> tuple[Cell, bool]:
+    """Whether a case went well; what is wrong is printed."""
+    one, start = draw(seed, number), time.monotonic()
+    found = matrix.perform(one)
+    while found is None and one.share is not None and one.share > 0.05:
+        one = replace(one, share=0.8 * one.share)  # the run was quicker than we, so a bit earlier
+        found = matrix.perform(one)
+    folder = matrix.runs / f"case{number}"
+    lines = [f"{one}  {'ok' if found == [] else 'FAILED'}  {time.monotonic() - start:.0f} s"]
+    if found == []:
+        shutil.rmtree(folder)
+    else:
+        lines += [f"     {sentence}" for sentence in found or ["the run was over before the blow could fall"]]
+        lines += [
+            f"     run folder: {folder}",
+            f"     once more: CHAOS_SEED={seed} CHAOS_CASE={number} make test-chaos",
+        ]
+    print("\n".join(lines), flush=True)
+    return (one.role, int(one.signal), one.max_staleness), found == []
+
+
+def stop(*_: object) -> None:
+    """By way of all that ends what was started here; that takes a while, and a second signal does not break it off."""
+    signal(SIGTERM, SIG_IGN)
+    sys.exit(1)
+
+
+def part(seed: int, numbers: "Queue[int | None]", results: "Queue[tuple[Cell, bool]]", folder: Path) -> None:
+    """Runs one after another in a cluster of their own, until there are no more numbers."""
+    signal(SIGTERM, stop)
+    folder.mkdir()
+    with ray_cluster() as cluster:
+        matrix = prepare(cluster, folder)
+        while (number := numbers.get()) is not None:
+            results.put(judged(matrix, seed, number))
+
+
 def main() -> int:
     seed = int(os.environ.get("CHAOS_SEED") or secrets.randbelow(10**6))
     count = int(os.environ.get("CHAOS_RUNS") or 5 * len(CELLS))
     only = os.environ.get("CHAOS_CASE")
-    numbers = [int(number) for number in only.split(",")] if only else range(count)
-    signal(SIGTERM, lambda *_: sys.exit(1))  # by way of all that ends what was started here
-    print(f"CHAOS_SEED={seed}, {len(numbers)} runs", flush=True)
+    drawn = [int(number) for number in only.split(",")] if only else range(count)
+    at_once = min(len(drawn), int(os.environ.get("CHAOS_AT_ONCE") or len(os.sched_getaffinity(0))))
+    signal(SIGTERM, stop)
+    print(f"CHAOS_SEED={seed}, {len(drawn)} runs, {at_once} at once", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
-    done: Counter[tuple[str, int, int]] = Counter()
-    failed: Counter[tuple[str, int, int]] = Counter()
-    with ray_cluster() as cluster:
-        matrix = prepare(cluster, folder)
-        for number in numbers:
-            one, start = draw(seed, number), time.monotonic()
-            found = matrix.perform(one)
-            while found is None and one.share is not None and one.share > 0.05:
-                one = replace(one, share=0.8 * one.share)  # the run was quicker than we, so a bit earlier
-                found = matrix.perform(one)
-            cell = (one.role, int(one.signal), one.max_staleness)
-            done[cell] += 1
-            failed[cell] += bool(found) or found is None
-            result = "ok" if found == [] else "FAILED"
-            print(f"{one}  {result}  {time.monotonic() - start:.0f} s", flush=True)
-            if found == []:
-                shutil.rmtree(matrix.runs / f"case{number}")
-                continue
-            for sentence in found or ["the run was over before the blow could fall"]:
-                print(f"     {sentence}")
-            print(f"     run folder: {matrix.runs / f'case{number}'}")
-            print(f"     once more: CHAOS_SEED={seed} CHAOS_CASE={number} make test-chaos", flush=True)
+    context = get_context("spawn")
+    numbers: Queue[int | None] = context.Queue()
+    results: Queue[tuple[Cell, bool]] = context.Queue()
+    for number in [*drawn, *[None] * at_once]:
+        numbers.put(number)
+    parts = [context.Process(target=part, args=(seed, numbers, results, folder / str(i))) for i in range(at_once)]
+    done: Counter[Cell] = Counter()
+    failed: Counter[Cell] = Counter()
+    try:
+        for one in parts:
+            one.start()
+        while any(one.is_alive() for one in parts) or not results.empty():
+            with suppress(Empty):
+                cell, good = results.get(timeout=1)
+                done[cell] += 1
+                failed[cell] += not good
+    finally:
+        for one in parts:
+            one.terminate()
+            one.join()
     print(table(done, failed))
-    if failed.total():
-        print(f"{failed.total()} of {done.total()} runs FAILED; their folders are kept in {folder}")
+    if failed.total() or done.total() < len(drawn):
+        print(f"{done.total() - failed.total()} of {len(drawn)} runs ended well; folders are kept in {folder}")
         return 1
     print(f"all {done.total()} runs ended as if nobody had died")
     shutil.rmtree(folder)
