@@ -22,7 +22,7 @@ from report.svg import Panel, figure
 from studies.cells import PLAIN, Cell, make, study
 from studies.curves import Points, Seeds, gains, means, over_seeds, run_of, shown, table
 
-LEARNING_RATES = ("1e-4", "2e-4", "5e-4", "1e-3", "2e-3", "4e-3")
+LEARNING_RATES = ("1e-4", "2e-4", "5e-4", "1e-3", "2e-3", "4e-3", "8e-3")
 TUNING, SEEDS = 100, (0, 1, 2)
 STILL_RIGHT = 0.9  # of the base model's share
 BATCH = 64
