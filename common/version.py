@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-VERSION = "0.6.4"  # pyproject.toml reads it here; CHANGELOG.md says what each brought
+VERSION = "0.6.5"  # pyproject.toml reads it here; CHANGELOG.md says what each brought
 HEADING = f"# ddpo-ray {VERSION}\n"
 
 

@@ -30,11 +30,15 @@ def pairs_of(rows: pa.Table) -> list[tuple[str, int]]:
     return list(zip(rows["prompt"].to_pylist(), rows["seed"].to_pylist(), strict=True))
 
 
+def kept(rows: pa.Table) -> pa.Table:
+    """Without the pictures that were set aside, which may have some rewards and not others."""
+    return rows.filter(pc.is_null(rows["set_aside"])) if "set_aside" in rows.column_names else rows
+
+
 def measures(rows: pa.Table) -> dict[str, np.ndarray]:
     """float64 [n] each, in the order of rows, without pictures that have none or one that is not finite; a measure
     without any value is left out."""
-    if "set_aside" in rows.column_names:
-        rows = rows.filter(pc.is_null(rows["set_aside"]))
+    rows = kept(rows)
     names = reward_names(rows)
     further = [
         field.name

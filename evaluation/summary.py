@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from buffer.run_folder import RunFolder
-from evaluation.measures import measures, pairs_of
+from evaluation.measures import kept, measures, pairs_of
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,8 @@ def by_prompt(evaluations: dict[int, pa.Table]) -> list[tuple[str, float, float]
 
 def _by_pair(table: pa.Table, reward: str) -> dict[tuple[str, int], float]:
     """(prompt, seed) -> reward, without what was set aside."""
-    values = zip(pairs_of(table), table[reward].to_pylist(), strict=True)
+    rows = kept(table)
+    values = zip(pairs_of(rows), rows[reward].to_pylist(), strict=True)
     return {pair: value for pair, value in values if value is not None}
 
 

@@ -8,11 +8,12 @@ from evaluation.summary import standard_error
 
 
 def knee(gained: Sequence[float], kept: Sequence[float]) -> int:
-    """The place of the point that lies farthest beyond the straight line from the first to the last.
+    """The place of the point where what is gained and what is kept are largest together.
 
-    gained, kept: of the same points, for each the higher the better; both are taken as shares of their range (Satopaa
-    et al. 2011, "Finding a kneedle in a haystack"). The last place where nothing is lost, the first where nothing is
-    gained.
+    gained, kept: of the same points, for each the higher the better; both are taken as shares of their range. Where one
+    rises as the other falls, that is the point that lies farthest beyond the straight line between the ends (Satopaa et
+    al. 2011, "Finding a kneedle in a haystack"). The largest gain where nothing is lost, the first place where nothing
+    is gained.
     """
     x, y = (_shares(np.asarray(values, np.float64)) for values in (gained, kept))
     return int(np.argmax(x + y))

@@ -72,12 +72,12 @@ def by_scale(run: RunFolder) -> dict[float, pa.Table]:
     found = {scale: tables[last] for scale, tables in scales.items() if last in tables}
     pairs = {*pairs_of(next(iter(found.values())))}
 
-    def ofpairs_of(rows: pa.Table) -> pa.Table:
+    def of_pairs(rows: pa.Table) -> pa.Table:
         return rows.filter(pa.array([pair in pairs for pair in pairs_of(rows)]))
 
-    ends = {1.0: ofpairs_of(run.evaluations[last])}
+    ends = {1.0: of_pairs(run.evaluations[last])}
     if run.config.model.lora.init_from is None and 0 in run.evaluations:
-        ends[0.0] = ofpairs_of(run.evaluations[0])
+        ends[0.0] = of_pairs(run.evaluations[0])
     return dict(sorted((found | ends).items()))
 
 

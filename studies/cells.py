@@ -18,7 +18,8 @@ from pathlib import Path
 from buffer.run_folder import RunFolder
 from common.commands import at_least_1, command, path_of
 from common.errors import RunStopped, UserError, shown
-from conf.load import load
+from conf.load import from_file, load
+from conf.resume import MOST_SHOWN, changed_settings
 from evaluation import history
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,15 +47,24 @@ class Cell:
 
 
 def is_over(cell: Cell, folder: Path) -> bool:
-    """Whether the run is finished, or was stopped by its guard."""
+    """Whether the run is finished, or was stopped by its guard. Raises UserError if other settings made it."""
     run = RunFolder(folder / cell.name)
-    return (run.path / "config.yaml").exists() and bool(history.is_over(run, load(cell.command(folder))))
+    if not (run.path / "config.yaml").exists():
+        return False
+    config = load(cell.command(folder))
+    if changed := changed_settings(from_file(run.path / "config.yaml"), config):
+        raise UserError(
+            f"{shown(run.path)} was made with other settings ({'; '.join(changed[:MOST_SHOWN])}): remove it, or name "
+            "another folder by --runs"
+        )
+    return bool(history.is_over(run, config))
 
 
 def make(cells: Sequence[Cell], folder: Path, at_once: int | None = None) -> None:
     """Makes all cells that are not over, and says when each is. at_once: by default as many as there are cores.
 
-    Raises RunStopped, once those that had begun are over, if one cannot go on.
+    Raises RunStopped, once those that had begun are over, if one cannot go on, and before any begins UserError if one
+    was made with other settings.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

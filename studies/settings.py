@@ -1,4 +1,5 @@
-"""What single settings do: each by itself is changed in the shipped compressibility experiment.
+"""What single settings do: each by itself is changed in the shipped compressibility experiment (pictures without a
+group also have starts of their own, and are compared with earlier ones of their prompt).
 
     python -m studies.settings [--runs runs/settings]
 

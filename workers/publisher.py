@@ -149,7 +149,7 @@ class Publisher:
         says = json.dumps({"version": self.verdict.best, "by": guard.best_by(self.config)}) + "\n"
         note = folder / "version.json"
         if says == self.kept or (note.exists() and note.read_text(encoding="utf-8") == says):
-            self.kept = says
+            self.kept, self.gone = says, []
             return
         if not best.exists():
             gone = f"{best} is gone, so lora_best/ is not of version {self.verdict.best}, which is the best"
@@ -159,4 +159,4 @@ class Publisher:
         note.unlink(missing_ok=True)  # so that it never stands beside another version's weights
         write_atomically(folder / WEIGHT_NAME, best.read_bytes())
         write_atomically(note, says)
-        self.kept = says
+        self.kept, self.gone = says, []

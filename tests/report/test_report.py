@@ -21,7 +21,7 @@ from common.machine import describe, machine_info
 from conf.load import load
 from conf.resume import save_config
 from emoji_world import judge
-from evaluation.summary import compare
+from evaluation.summary import compare, compare_tables
 from report.grids import CAPTION_SIZE, GAP, MISSING, captions_of, cells, grid, save_grid
 from report.record import by_place, record_sitting
 from report.report import spread, write_report
@@ -389,3 +389,12 @@ def test_numbers_are_short() -> None:
 def test_spread_keeps_the_ends() -> None:
     assert spread([1, 2, 3], 12) == [1, 2, 3]
     assert spread(list(range(100)), 5) == [0, 25, 50, 74, 99]
+
+
+def test_a_picture_that_was_set_aside_counts_for_no_reward() -> None:
+    """It may have some of its rewards."""
+    first, last = (evaluation_table(version, np.arange(4.0), set_aside=(3,)) for version in (0, 1))
+    scores = {0: [1.0, 2.0, 3.0, 100.0], 1: [1.0, 2.0, 3.0, 0.0]}
+    tables = {v: table.append_column("clip", pa.array(scores[v])) for v, table in enumerate((first, last))}
+    found = compare_tables(tables, "clip")
+    assert found is not None and (found.count, found.difference) == (3, 0.0)

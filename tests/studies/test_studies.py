@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from buffer.run_folder import RunFolder
-from common.errors import RunStopped
+from common.errors import RunStopped, UserError
 from conf.load import load
 from conf.validate import validate
 from learner.registry import make_objective
@@ -46,6 +46,9 @@ def test_a_cell_that_its_guard_stopped_is_over(model: Path, tmp_path: Path) -> N
     own = cell(model, "a", "guard.patience=1", "guard.action=stop", "learner.lr=1e-9", "run.batches=5")
     make([own], tmp_path, at_once=1)
     assert is_over(own, tmp_path) and "finished" not in RunFolder(tmp_path / "a").record
+    other = Cell(own.name, (*own.words, "learner.lr=1e-8"))
+    with pytest.raises(UserError, match=r"was made with other settings \(learner.lr: 1e-09 -> 1e-08\): remove it"):
+        make([other], tmp_path)
 
 
 def test_a_cell_that_cannot_be_ends_the_study_with_its_reason(model: Path, tmp_path: Path) -> None:
